@@ -1,0 +1,128 @@
+"""Names of addresses, learned from the DNS answers that pass through the gateway.
+
+A host asks for a name and then sends to an address of the answer: so the passing answer is
+where the name of a peer's address is to be had without asking anybody. It is a hint and no
+more: anybody can send a packet that looks like an answer. A name counts for an address only
+after its own DNS data says so (``plan``).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+
+from m6proxy.discovery.answer import follow, host_addresses, name_text
+from m6proxy.discovery.codec import rdata_octets
+from m6proxy.names import Address
+
+ADDRESSES_MAX = 65_536
+NAMES_MAX = 4
+"""Names kept for one address; the one seen longest ago goes first."""
+TTL_MIN_S = 60.0
+TTL_MAX_S = 86_400.0
+PAYLOAD_OCTETS_MAX = 4096
+"""A longer payload is not read: no UDP answer of use is so long."""
+ANSWERS_MAX = 32
+"""How many addresses of one answer are learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The useful part of one passing answer."""
+
+    names: tuple[str, ...]
+    """The name that was asked for, then the owner of the addresses when CNAMEs led there."""
+    addresses: tuple[Address, ...]
+    ttl_s: float
+    """The least TTL of the chain, not bounded."""
+
+
+class NameBook:
+    """Which names an address has. Static names come first and never expire."""
+
+    def __init__(
+        self,
+        static: Mapping[Address, tuple[str, ...]] | None = None,
+        addresses_max: int = ADDRESSES_MAX,
+    ) -> None:
+        if addresses_max < 1:
+            raise ValueError("a name book holds at least one address")
+        self._static = dict(static or {})
+        self._addresses_max = addresses_max
+        self._learned: OrderedDict[Address, OrderedDict[str, float]] = OrderedDict()
+        self.ignored = 0
+        """Payloads that taught nothing: malformed, refused, or about something else."""
+
+    def __len__(self) -> int:
+        return len(self._learned)
+
+    def learn(self, payload: bytes, now: float) -> tuple[tuple[str, Address], ...]:
+        """Take in one UDP payload, untrusted; return the names that are new. Never raises."""
+        heard = parse_answer(payload)
+        if heard is None:
+            self.ignored += 1
+            return ()
+        until_s = now + min(max(heard.ttl_s, TTL_MIN_S), TTL_MAX_S)
+        learned: list[tuple[str, Address]] = []
+        for address in heard.addresses:
+            names = self._names(address)
+            for name in reversed(heard.names):  # the last one put is the most recent
+                if names.get(name, now) <= now:
+                    learned.append((name, address))
+                names[name] = until_s
+                names.move_to_end(name)
+            while len(names) > NAMES_MAX:
+                names.popitem(last=False)
+        return tuple(learned)
+
+    def names_of(self, address: Address, now: float) -> tuple[str, ...]:
+        """Return the names of an address: the static ones, then the most recent first."""
+        names = self._learned.get(address)
+        fresh: list[str] = []
+        if names is not None:
+            for name in [name for name, until_s in names.items() if until_s <= now]:
+                del names[name]
+            fresh = list(reversed(names))
+            if not names:
+                del self._learned[address]
+        return tuple(dict.fromkeys([*self.static_names_of(address), *fresh]))
+
+    def static_names_of(self, address: Address) -> tuple[str, ...]:
+        """Return the names that the configuration gives an address."""
+        return self._static.get(address, ())
+
+    def _names(self, address: Address) -> OrderedDict[str, float]:
+        names = self._learned.setdefault(address, OrderedDict())
+        self._learned.move_to_end(address)
+        while len(self._learned) > self._addresses_max:
+            self._learned.popitem(last=False)
+        return names
+
+
+def parse_answer(payload: bytes) -> Heard | None:
+    """Parse a passing DNS answer; None unless it is a good answer to one AAAA question."""
+    if len(payload) > PAYLOAD_OCTETS_MAX:
+        return None
+    try:
+        message = dns.message.from_wire(payload, ignore_trailing=True)
+    except Exception:  # hostile octets: whatever the parser raises, they teach nothing
+        return None
+    if not message.flags & dns.flags.QR or message.rcode() != dns.rcode.NOERROR:
+        return None
+    if len(message.question) != 1:
+        return None
+    question = message.question[0]
+    if question.rdtype != dns.rdatatype.AAAA or question.rdclass != dns.rdataclass.IN:
+        return None
+    chain = follow(message, question.name, dns.rdatatype.AAAA)
+    addresses = host_addresses(list(rdata_octets(chain.records or ())))[:ANSWERS_MAX]
+    names = filter(None, map(name_text, (question.name, chain.owner)))
+    heard = Heard(tuple(dict.fromkeys(names)), addresses, float(chain.ttl_s))
+    return heard if heard.names and heard.addresses else None

@@ -1,0 +1,197 @@
+"""A host-pair context: everything that is known about one ULID pair (RFC 5533 §6.1)."""
+
+from __future__ import annotations
+
+from m6proxy.discovery.capability import NameData
+from m6proxy.names import Address, LocatorPair, Tag, UlidPair
+from m6proxy.proof.judge import Proof
+from m6proxy.shim.exploration import Exploration
+from m6proxy.shim.locators import LocalSet, PeerLocator
+from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S
+from m6proxy.shim.transitions import CARRIES, CONTEXT, Input, ReapState, State
+from m6proxy.wire.message import UpdateRequest
+
+
+class Handshake:
+    """What a context needs only until it is established."""
+
+    __slots__ = (
+        "data",
+        "initiator_nonce",
+        "packet_tag",
+        "responder_nonce",
+        "retries",
+        "rounds",
+        "route",
+        "timeout_due_s",
+        "validator",
+    )
+
+    def __init__(self, initiator_nonce: int, route: LocatorPair) -> None:
+        self.data: NameData | None = None
+        """What DNS said of the peer when its capability was asked."""
+        self.initiator_nonce = initiator_nonce
+        self.responder_nonce = 0
+        self.validator = b""
+        self.packet_tag: Tag = 0
+        """The tag that an R1bis named; goes into the I2bis."""
+        self.retries = 0
+        self.rounds = 0
+        """How often the exchange fell back from I2 to I1."""
+        self.timeout_due_s = NEVER
+        self.route = route
+        """The locator pair that the exchange uses."""
+
+
+class PendingUpdate:
+    """The one Update Request that is outstanding (RFC 5533 §10.3)."""
+
+    __slots__ = ("request", "retries", "timeout_due_s")
+
+    def __init__(self, request: UpdateRequest) -> None:
+        self.request = request
+        self.retries = 0
+        self.timeout_due_s = NEVER
+
+
+class Context:
+    """One context. Deadlines are on the clock of ``now``; NEVER means that one is not set."""
+
+    __slots__ = (
+        "armed_s",
+        "established_s",
+        "exploration",
+        "fii",
+        "handshake",
+        "holddown_due_s",
+        "inbound_key",
+        "keepalive_due_s",
+        "keepalive_next_s",
+        "keepalive_timeout_s",
+        "last_in_pair",
+        "last_traffic_s",
+        "local_name",
+        "local_set",
+        "local_tag",
+        "mtu",
+        "octets_in",
+        "octets_out",
+        "outbound_key",
+        "packets_in",
+        "packets_out",
+        "peer_generation",
+        "peer_locators",
+        "peer_name",
+        "peer_tag",
+        "reap_state",
+        "rehomed_s",
+        "rehomings",
+        "reproof_due_s",
+        "route",
+        "send_due_s",
+        "send_timeout_s",
+        "shim_tail",
+        "state",
+        "update",
+        "wire_addresses",
+    )
+
+    def __init__(self, key: bytes, fii: int, local_tag: Tag, local_set: LocalSet) -> None:
+        self.outbound_key = key
+        """Local ULID and peer ULID, 32 octets: the addresses of a packet that the host sends."""
+        self.inbound_key = key[16:] + key[:16]
+        self.fii = fii
+        self.state = State.IDLE
+        self.local_tag = local_tag
+        self.peer_tag: Tag = 0
+        self.local_set = local_set
+        self.local_name: str | None = None
+        self.peer_name: str | None = None
+        self.peer_locators: tuple[PeerLocator, ...] = (PeerLocator(key[16:], Proof.ULID),)
+        self.peer_generation = 0
+        self.route = key
+        """Lp(local) and Lp(peer), 32 octets."""
+        self.handshake: Handshake | None = None
+        self.update: PendingUpdate | None = None
+
+        # reachability (RFC 5534)
+        self.reap_state = ReapState.OPERATIONAL
+        self.send_timeout_s = 0.0
+        self.send_due_s = NEVER
+        self.keepalive_timeout_s = 0.0
+        self.keepalive_due_s = NEVER
+        self.keepalive_next_s = NEVER
+        self.exploration: Exploration | None = None
+        self.reproof_due_s = NEVER
+        self.holddown_due_s = NEVER
+
+        # what the packet path needs, ready made
+        self.wire_addresses: bytes | None = None
+        """The 32 octets that replace the ULIDs, or None while the locators are the ULIDs."""
+        self.shim_tail = b""
+        """The last 7 octets of the payload header."""
+        self.mtu = 0
+        self.last_in_pair = self.inbound_key
+        """The source and destination last found to belong to the context, 32 octets."""
+
+        # what people and the idle timer ask for
+        self.packets_in = 0
+        self.packets_out = 0
+        self.octets_in = 0
+        self.octets_out = 0
+        self.last_traffic_s = 0.0
+        self.established_s: float | None = None
+        self.rehomed_s: float | None = None
+        self.rehomings = 0
+        self.armed_s = NEVER
+
+    @property
+    def pair(self) -> UlidPair:
+        """The ULIDs."""
+        return UlidPair(self.outbound_key[:16], self.outbound_key[16:])
+
+    @property
+    def locators(self) -> LocatorPair:
+        """The current locator pair, Lp(local) and Lp(peer)."""
+        return LocatorPair(self.route[:16], self.route[16:])
+
+    @property
+    def carries(self) -> bool:
+        """Whether packets use the context (RFC 5533 §11)."""
+        return self.state in CARRIES
+
+    def set_state(self, after: State, cause: Input) -> None:
+        """Move to another state; the only writer. Raises ValueError when the table forbids it."""
+        allowed = CONTEXT.get((self.state, cause), ())
+        if after not in allowed:
+            raise ValueError(f"{self.state.value} --{cause.value}--> {after.value} is not legal")
+        self.state = after
+
+    def peer_locator(self, octets: Address) -> PeerLocator | None:
+        """Find a locator in Ls(peer)."""
+        for locator in self.peer_locators:
+            if locator.address == octets:
+                return locator
+        return None
+
+    def next_deadline_s(self, idle_s: float) -> float:
+        """The earliest of all deadlines, or NEVER."""
+        due = [
+            deadline
+            for deadline in (
+                self.send_due_s,
+                self.keepalive_next_s if self.keepalive_due_s else NEVER,
+                self.keepalive_due_s,
+                self.holddown_due_s,
+            )
+            if deadline
+        ]
+        if self.handshake is not None and self.handshake.timeout_due_s:
+            due.append(self.handshake.timeout_due_s)
+        if self.update is not None and self.update.timeout_due_s:
+            due.append(self.update.timeout_due_s)
+        if self.exploration is not None:
+            due.append(self.exploration.due_s or self.exploration.ended_s + RELEASE_EXPLORATION_S)
+        if self.carries:
+            due.append(self.last_traffic_s + idle_s)
+        return min(due, default=NEVER)

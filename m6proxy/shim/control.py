@@ -1,0 +1,173 @@
+"""The way of a control message, cheap checks first (RFC 5533 §12.3, §12.4).
+
+1. length, checksum, known type, options: ``wire`` says MalformedMessage
+2. addresses: neither multicast nor unspecified, ours on our side
+3. what it is about: ULID pair, nonce, or our tag
+4. is it legal in that state: ``transitions``
+5. its handler in ``establish``, ``update`` or ``reap``
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+from m6proxy.errors import MalformedMessage, PeerViolation
+from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, is_multicast
+from m6proxy.reasons import Reason
+from m6proxy.shim import establish, reap, update
+from m6proxy.shim.context import Context
+from m6proxy.shim.core import Core
+from m6proxy.shim.effects import AskProof
+from m6proxy.shim.pending import PendingProofs
+from m6proxy.shim.timers import REPROOF_S
+from m6proxy.shim.transitions import Input, legal
+from m6proxy.shim.verdict import CONSUMED, Verdict
+from m6proxy.wire.message import (
+    I1,
+    I2,
+    MAX_QUOTE_OCTETS,
+    R1,
+    R2,
+    ErrorCode,
+    ErrorMessage,
+    I2bis,
+    Keepalive,
+    Message,
+    Probe,
+    R1bis,
+    UnknownMessage,
+    UpdateAck,
+    UpdateRequest,
+    parse_message,
+)
+
+Tagged: TypeAlias = UpdateRequest | UpdateAck | Keepalive | Probe
+"""Messages that name their context by our tag."""
+
+_INPUT_OF: Final[dict[type[Message], Input]] = {
+    UpdateRequest: Input.UPDATE_REQUEST,
+    UpdateAck: Input.UPDATE_ACK,
+    Keepalive: Input.REAP,
+    Probe: Input.REAP,
+}
+_ERROR_OF: Final = {
+    Reason.UNKNOWN_TYPE: ErrorCode.UNKNOWN_TYPE,
+    Reason.CRITICAL_OPTION: ErrorCode.CRITICAL_OPTION,
+    Reason.BAD_METHOD: ErrorCode.METHOD_FAILED,
+    Reason.GENERATION_MISMATCH: ErrorCode.GENERATION_OUT_OF_SYNC,
+    Reason.PREFERENCE_COUNT: ErrorCode.PREFERENCE_COUNT,
+}
+_TYPE_POINTER: Final = 2
+"""Where the type octet stands, from the start of the shim header."""
+
+
+def handle_control(
+    core: Core, pending: PendingProofs, packet: bytes, offset: int, now: float
+) -> Verdict:
+    """Take one control message whose shim header stands at ``offset``."""
+    route = LocatorPair(packet[24:40], packet[8:24])
+    try:
+        message = parse_message(packet[offset:])
+        _check_addresses(route)
+        _dispatch(core, pending, message, packet, route, now)
+    except MalformedMessage as malformed:
+        _send_error(core, malformed.reason, offset + malformed.pointer, packet, route, now)
+        return core.drop(malformed.reason)
+    except PeerViolation as violation:
+        pointer = offset + _TYPE_POINTER
+        _send_error(core, violation.reason, pointer, packet, route, now)
+        return core.drop(violation.reason)
+    return CONSUMED
+
+
+def belongs(context: Context, route: LocatorPair) -> bool:
+    """Tell whether both addresses of a packet are in the context's sets (§12.4)."""
+    return (
+        context.local_set.uplink_of(route.local) is not None
+        or route.local == context.outbound_key[:16]
+    ) and context.peer_locator(route.peer) is not None
+
+
+def _check_addresses(route: LocatorPair) -> None:
+    for octets in route:
+        if octets == UNSPECIFIED or is_multicast(octets):
+            raise PeerViolation(Reason.BAD_ADDRESS, "a multicast or unspecified address")
+
+
+def _dispatch(
+    core: Core,
+    pending: PendingProofs,
+    message: Message,
+    packet: bytes,
+    route: LocatorPair,
+    now: float,
+) -> None:
+    match message:
+        case I1():
+            establish.handle_i1(core, message, route, now)
+        case R1():
+            establish.handle_r1(core, message, route, now)
+        case I2() | I2bis():
+            establish.handle_i2(core, pending, message, route, now)
+        case R2():
+            establish.handle_r2(core, message, route, now)
+        case R1bis():
+            establish.handle_r1bis(core, message, route, now)
+        case UpdateRequest() | UpdateAck() | Keepalive() | Probe():
+            _handle_tagged(core, message, route, now)
+        case ErrorMessage():
+            raise PeerViolation(Reason.PEER_ERROR, f"error code {message.code}")
+        case UnknownMessage():
+            raise PeerViolation(Reason.UNKNOWN_TYPE, f"message type {message.number}")
+
+
+def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) -> None:
+    context = core.contexts.by_tag.get(message.receiver_tag)
+    if context is None or not belongs(context, route):
+        establish.respond_r1bis(core, message.receiver_tag, route, now)
+        raise PeerViolation(Reason.NO_CONTEXT, "no context has this tag here")
+    if not legal(context.state, _INPUT_OF[type(message)]):
+        raise PeerViolation(Reason.ILLEGAL_IN_STATE, f"in {context.state.value}")
+    match message:
+        case Keepalive():
+            reap.handle_keepalive(core, context, now)
+        case Probe():
+            reap.handle_probe(core, context, message, route, now)
+        case UpdateRequest():
+            establish.answer_early(core, context, now)
+            update.handle_request(core, context, message, route, now)
+            reap.payload_in(core, context, now)
+        case UpdateAck():
+            establish.answer_early(core, context, now)
+            update.handle_ack(core, context, message, now)
+            reap.payload_in(core, context, now)
+    core.rearm(context)
+
+
+def no_context(core: Core, tag: Tag, route: LocatorPair, now: float) -> Reason:
+    """A payload header with a tag of no context: offer recovery (§12.2), drop the packet."""
+    try:
+        establish.respond_r1bis(core, tag, route, now)
+    except PeerViolation as violation:
+        return core.drop(violation.reason)
+    return core.drop(Reason.NO_CONTEXT)
+
+
+def unproved(core: Core, context: Context, now: float) -> Reason:
+    """Payload from a locator that is not proved: drop it, and ask DNS again now and then."""
+    if context.peer_name is not None and now >= context.reproof_due_s:
+        context.reproof_due_s = now + REPROOF_S
+        core.effects.append(AskProof(context.pair, context.peer_name))
+    return core.drop(Reason.UNPROVED_LOCATOR)
+
+
+def _send_error(
+    core: Core, reason: Reason, pointer: int, packet: bytes, route: LocatorPair, now: float
+) -> None:
+    """§5.14: tell the sender, for the faults that have a code; never about an error."""
+    code = _ERROR_OF.get(reason)
+    if code is None or not core.local_sets.is_local(route.local):
+        return
+    if not core.errors_limit.allow(route.peer, now):
+        return
+    core.send(ErrorMessage(code, pointer, packet[:MAX_QUOTE_OCTETS]), route)

@@ -1,0 +1,105 @@
+"""What all parts of the core share: settings, tables, timers, counters and pending effects.
+
+One ``Core`` belongs to one engine. The parts (establish, reap, update, ...) are functions
+over it; none of them acts, they only leave effects here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from m6proxy.names import Address, LocatorPair, UlidPair
+from m6proxy.reasons import Reason
+from m6proxy.shim.context import Context
+from m6proxy.shim.effects import Effect, Report, SendPacket, Wake, What
+from m6proxy.shim.entropy import Entropy
+from m6proxy.shim.locators import LocalSets, Uplink
+from m6proxy.shim.policy import Accounts, EstablishPolicy
+from m6proxy.shim.ratelimit import RateLimit
+from m6proxy.shim.responder import Responder
+from m6proxy.shim.table import ContextTable
+from m6proxy.shim.timers import MIN_IDLE_S, SEND_TIMEOUT_S, TimerHeap
+from m6proxy.wire.ipv6 import MIN_MTU, NEXT_SHIM, build_packet
+from m6proxy.wire.message import Message, encode_message
+
+_WAKE = Wake()
+
+
+@dataclass(frozen=True, slots=True)
+class ShimSettings:
+    """What the operator decides about the protocol."""
+
+    uplinks: tuple[Uplink, ...]
+    establish: EstablishPolicy = field(default_factory=EstablishPolicy)
+    probe_unknown: bool = False
+    """Whether to send an I1 to peers about which DNS says nothing."""
+    send_timeout_s: float = SEND_TIMEOUT_S
+    idle_s: float = MIN_IDLE_S
+    max_contexts: int = 200_000
+    gateway: Address | None = None
+    """The gateway's own address, source of its Packet Too Big."""
+    requests_per_s: float = 200.0
+    """Control messages that cost us something, for each /48 of sources."""
+
+
+class Core:
+    """The shared state of an engine. ``effects`` are carried out by the loop, in order."""
+
+    __slots__ = (
+        "accounts",
+        "contexts",
+        "drops",
+        "effects",
+        "entropy",
+        "errors_limit",
+        "icmp_limit",
+        "local_sets",
+        "requests_limit",
+        "responder",
+        "restored",
+        "rewritten",
+        "settings",
+        "timers",
+    )
+
+    def __init__(self, settings: ShimSettings, entropy: Entropy) -> None:
+        self.settings = settings
+        self.entropy = entropy
+        self.local_sets = LocalSets(settings.uplinks, entropy)
+        self.contexts = ContextTable()
+        self.accounts = Accounts(settings.establish)
+        self.responder = Responder(entropy)
+        self.requests_limit = RateLimit(settings.requests_per_s, settings.requests_per_s)
+        self.icmp_limit = RateLimit(1000.0, 1000.0)
+        self.errors_limit = RateLimit(10.0, 10.0)
+        self.effects: list[Effect] = []
+        """The same list for ever, so that the loop can look at it after every packet."""
+        self.timers = TimerHeap(self._wake)
+        self.drops: dict[Reason, int] = {}
+        self.rewritten = 0
+        self.restored = 0
+
+    def _wake(self) -> None:
+        if _WAKE not in self.effects:
+            self.effects.append(_WAKE)
+
+    def drop(self, reason: Reason) -> Reason:
+        """Count one packet that dies here; returns the reason as its verdict."""
+        self.drops[reason] = self.drops.get(reason, 0) + 1
+        return reason
+
+    def report(self, what: What, pair: UlidPair, detail: str = "") -> None:
+        """Leave an event for people."""
+        self.effects.append(Report(what, pair, detail))
+
+    def send(self, message: Message, route: LocatorPair) -> None:
+        """Send a control message from a local locator to a peer's."""
+        octets = encode_message(message)
+        packet = build_packet(route.local, route.peer, NEXT_SHIM, octets)
+        if len(packet) > MIN_MTU:
+            raise ValueError(f"a control packet of {len(packet)} octets exceeds 1280 (§5.1)")
+        self.effects.append(SendPacket(packet))
+
+    def rearm(self, context: Context) -> None:
+        """Make sure that the context wakes at its next deadline."""
+        self.timers.arm(context, context.next_deadline_s(self.settings.idle_s))

@@ -1,0 +1,100 @@
+"""What the core asks of the world. The loop carries effects out in the order given.
+
+Nothing in the core acts by itself: it returns these values, and I/O that has an answer
+comes back later as an input of the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from m6proxy.names import LocatorPair, Tag, UlidPair
+
+
+@dataclass(frozen=True, slots=True)
+class SendPacket:
+    """Send a whole IPv6 packet (header included) out of the uplink that its source belongs to."""
+
+    packet: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AskCapability:
+    """Find out by DNS whether the peer has a shim; answered by ``handle_capability``."""
+
+    pair: UlidPair
+
+
+@dataclass(frozen=True, slots=True)
+class AskProof:
+    """Find out by DNS what belongs to a name; answered by ``handle_proof``.
+
+    ``name`` is the one that the peer claims, in text form without the final dot, or None
+    when it claimed none.
+    """
+
+    pair: UlidPair
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LearnNames:
+    """A DNS answer passed through the gateway: ``payload`` is the UDP payload, untrusted."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InstallFlow:
+    """A context left its ULIDs: data planes rewrite its packets, and nothing else may pass them."""
+
+    ulids: UlidPair
+    locators: LocatorPair
+    peer_tag: Tag
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFlow:
+    """The context is gone or back on its ULIDs: its packets pass unchanged."""
+
+    ulids: UlidPair
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """``next_deadline`` is earlier than it was: the loop must set its alarm anew."""
+
+
+class What(Enum):
+    """The events that people follow; the values are the words of logs and timelines."""
+
+    ASKED = "capability asked"
+    CAPABLE = "capability found"
+    NOT_CAPABLE = "no capability"
+    ESTABLISHED = "context established"
+    FAILED = "establishment failed"
+    SILENCE = "silence noticed"
+    PEER_EXPLORES = "peer explores"
+    PROBE = "probe sent"
+    REHOMED = "re-homed"
+    OPERATIONAL = "path confirmed"
+    PROVED = "locators proved"
+    UPDATED = "locators updated"
+    REMOVED = "context removed"
+    STATE = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Something happened that people want to see; never needed for the protocol."""
+
+    what: What
+    pair: UlidPair
+    detail: str
+
+
+Effect: TypeAlias = (
+    SendPacket | AskCapability | AskProof | LearnNames | InstallFlow | RemoveFlow | Wake | Report
+)

@@ -1,0 +1,315 @@
+"""The one door to the core: bytes, events and ``now`` in; verdicts and effects out.
+
+``handle_outbound`` and ``handle_inbound`` see every packet, so they stand first and do the
+usual case in place: a packet of a context that carries, with nothing to change in its
+timers. Everything else leaves for the function that knows about it. The order inside each
+of them is the order in which a packet is sorted:
+
+outbound  1 carrying context?   2 timers   3 on its ULIDs: accept   4 fits?   5 rewrite
+          1' count for the establishment policy, accept
+inbound   1 shim header: restore, or take the control message
+          2 ICMPv6 error: translate      3 DNS answer: learn
+          4 carrying context: timers     5 count for the policy; accept
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from m6proxy.discovery.capability import NameData
+from m6proxy.errors import MalformedMessage, PeerViolation
+from m6proxy.names import TAG_MASK, LocatorPair, UlidPair
+from m6proxy.reasons import Reason
+from m6proxy.shim import control, establish, forward, icmp, lifecycle, peerset, reap, update
+from m6proxy.shim.context import Context
+from m6proxy.shim.core import Core, ShimSettings
+from m6proxy.shim.effects import AskCapability, Effect, LearnNames, SendPacket, What
+from m6proxy.shim.entropy import Entropy
+from m6proxy.shim.locators import Uplink
+from m6proxy.shim.pending import PendingProofs
+from m6proxy.shim.timers import NEVER, NO_R1_HOLDDOWN_S
+from m6proxy.shim.transitions import Input, ReapState, State
+from m6proxy.shim.verdict import Verdict
+from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_SHIM, NEXT_UDP, Walk, find_shim, upper_layer
+
+_SPECIAL: Final = forward.CHAINED | {NEXT_SHIM, NEXT_UDP, 58}
+"""Next headers of inbound packets that need a second look."""
+_DNS_PORT: Final = (53).to_bytes(2)
+_PLAIN_PLACE: Final = Walk(6, HEADER_OCTETS, NEXT_SHIM)
+_ASK_AGAIN_S: Final = 30.0
+_PACE_S: Final = 0.002
+"""Contexts of a failed uplink start to explore one after the other, this far apart."""
+
+
+class Engine:
+    """The protocol for one site. Not thread-safe; time never runs backwards."""
+
+    def __init__(self, settings: ShimSettings, entropy: Entropy) -> None:
+        self._core = Core(settings, entropy)
+        self._pending = PendingProofs()
+        self._by_outbound = self._core.contexts.by_outbound
+        self._by_inbound = self._core.contexts.by_inbound
+        self._by_tag = self._core.contexts.by_tag
+
+    # --- packets ---------------------------------------------------------------------
+
+    def handle_outbound(self, packet: bytes, now: float) -> Verdict:
+        """Decide about a packet from the LAN; its source is in the site's prefixes."""
+        context = self._by_outbound.get(packet[8:40])
+        if context is None:
+            return self._outbound_miss(packet, now)
+        octets = len(packet)
+        context.packets_out += 1
+        context.octets_out += octets
+        context.last_traffic_s = now
+        if context.send_due_s == NEVER:
+            reap.payload_out(self._core, context, now)
+        addresses = context.wire_addresses
+        if addresses is None:
+            return None
+        if octets + 8 > context.mtu:
+            return self._too_big(packet, context, now)
+        try:
+            rewritten = forward.rewrite(packet, addresses, context.shim_tail)
+        except MalformedMessage as malformed:
+            return self._core.drop(malformed.reason)
+        self._core.rewritten += 1
+        return rewritten
+
+    def handle_inbound(self, packet: bytes, now: float) -> Verdict:
+        """Decide about a packet from an uplink to one of the site's prefixes."""
+        octets = len(packet)
+        if octets < HEADER_OCTETS:
+            return self._core.drop(Reason.TRUNCATED)
+        if packet[6] in _SPECIAL:
+            if packet[6] == NEXT_SHIM and octets >= 48 and packet[42] & 0x80:
+                return self._restore(packet, _PLAIN_PLACE, now)
+            verdict, final = self._inbound_special(packet, now)
+            if final:
+                return verdict
+        context = self._by_inbound.get(packet[8:40])
+        if context is None:
+            key = packet[24:40] + packet[8:24]
+            if self._core.accounts.count(key, packet, outbound=False, now=now):
+                self._want_context(key, now)
+            return None
+        context.packets_in += 1
+        context.octets_in += octets
+        context.last_traffic_s = now
+        if context.send_due_s or not context.keepalive_due_s:
+            reap.payload_in(self._core, context, now)
+        return None
+
+    # --- time and answers --------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When ``handle_timer`` must be called at the latest, or None."""
+        return self._core.timers.next_deadline()
+
+    def handle_timer(self, now: float) -> None:
+        """Expire everything that is due."""
+        core = self._core
+        while (context := core.timers.pop_due(now)) is not None:
+            if context.handshake is not None or context.holddown_due_s:
+                establish.expire(core, context, now)
+            if not context.carries:
+                if context.state is not State.IDLE:
+                    core.rearm(context)
+                continue
+            if now >= context.last_traffic_s + core.settings.idle_s:
+                lifecycle.remove(core, context, Input.IDLE_TIMEOUT, now)
+                continue
+            reap.expire(core, context, now)
+            update.expire(core, context, now)
+            core.rearm(context)
+
+    def take_effects(self) -> list[Effect]:
+        """Hand over what is to be done, in order, and forget it."""
+        effects = self._core.effects.copy()
+        self._core.effects.clear()
+        return effects
+
+    @property
+    def outbox(self) -> Sequence[Effect]:
+        """Where effects wait, always the same object: empty when there is nothing to take."""
+        return self._core.effects
+
+    def handle_capability(
+        self, pair: UlidPair, data: NameData | None, local_name: str | None, now: float
+    ) -> None:
+        """The answer to AskCapability: what DNS says of the peer, and our host's own name."""
+        core = self._core
+        key = pair.local + pair.peer
+        capable = data is not None and data.capability is not None and data.capability.accepts
+        if capable or core.settings.probe_unknown:
+            detail = data.name if data is not None else "probing an unknown peer"
+            core.report(What.CAPABLE, pair, detail)
+            try:
+                establish.initiate(core, key, data, local_name, now)
+            except PeerViolation as violation:
+                core.drop(violation.reason)
+        else:
+            core.report(What.NOT_CAPABLE, pair)
+            core.accounts.silence(key, now + NO_R1_HOLDDOWN_S)
+
+    def handle_proof(
+        self, pair: UlidPair, data: NameData | None, local_name: str | None, now: float
+    ) -> None:
+        """The answer to AskProof: what DNS says of the name that the peer claims."""
+        core = self._core
+        key = pair.local + pair.peer
+        for fii, message, route in self._pending.take(key, now):
+            try:
+                establish.complete(core, key, fii, message, route, data, local_name, now)
+            except PeerViolation as violation:
+                core.drop(violation.reason)
+        context = core.contexts.by_pair(key)
+        if context is None or not context.carries or data is None:
+            return
+        if data.name == context.peer_name:
+            peerset.adopt_proof(core, context, data)
+
+    def handle_uplink(self, name: str, *, up: bool, mtu: int, now: float) -> None:
+        """An uplink came, went or changed its MTU (octets). Raises KeyError if unknown.
+
+        Contexts on a lost uplink explore at once, paced; every peer is told the new set.
+        """
+        core = self._core
+        before = {uplink.name: uplink.up for uplink in core.local_sets.uplinks}[name]
+        if not core.local_sets.change(name, up=up, mtu=mtu):
+            return
+        due_s = now
+        for context in core.contexts:
+            context.local_set = core.local_sets.by_ulid(context.outbound_key[:16])
+            if not context.carries:
+                continue
+            lifecycle.refresh_path(core, context)
+            if up == before:
+                continue
+            update.announce(core, context, now)
+            uplink = context.local_set.uplink_of(context.route[:16])
+            exploring = context.reap_state is not ReapState.OPERATIONAL
+            if (not up and uplink is not None and uplink.name == name) or (up and exploring):
+                due_s += _PACE_S
+                reap.suspect(core, context, due_s)
+
+    # --- for people --------------------------------------------------------------------
+
+    def contexts(self) -> Iterator[Context]:
+        """All contexts, to be read only."""
+        return iter(self._core.contexts)
+
+    @property
+    def uplinks(self) -> tuple[Uplink, ...]:
+        """The uplinks as they are now."""
+        return self._core.local_sets.uplinks
+
+    @property
+    def drops(self) -> dict[Reason, int]:
+        """How many packets died, by reason."""
+        return dict(self._core.drops)
+
+    @property
+    def rewritten(self) -> int:
+        """Packets that got a payload header."""
+        return self._core.rewritten
+
+    @property
+    def restored(self) -> int:
+        """Packets that lost one."""
+        return self._core.restored
+
+    # --- the less usual packet ------------------------------------------------------------
+
+    def _outbound_miss(self, packet: bytes, now: float) -> Verdict:
+        if len(packet) < HEADER_OCTETS:
+            return self._core.drop(Reason.TRUNCATED)
+        key = packet[8:40]
+        if self._core.accounts.count(key, packet, outbound=True, now=now):
+            self._want_context(key, now)
+        return None
+
+    def _want_context(self, key: bytes, now: float) -> None:
+        core = self._core
+        core.accounts.silence(key, now + _ASK_AGAIN_S)
+        if core.contexts.by_pair(key) is not None:
+            return
+        pair = UlidPair(key[:16], key[16:])
+        if not core.local_sets.is_local(pair.local) or core.local_sets.is_local(pair.peer):
+            return
+        core.report(What.ASKED, pair)
+        core.effects.append(AskCapability(pair))
+
+    def _too_big(self, packet: bytes, context: Context, now: float) -> Verdict:
+        """RFC 5533 §8, DESIGN §5: the host must leave room for our 8 octets."""
+        core = self._core
+        source = core.settings.gateway
+        if source is not None and core.icmp_limit.allow(packet[8:24], now):
+            mtu = context.mtu - forward.GROWTH_OCTETS
+            core.effects.append(SendPacket(icmp.packet_too_big(packet, source, mtu)))
+        return core.drop(Reason.TOO_BIG)
+
+    def _inbound_special(self, packet: bytes, now: float) -> tuple[Verdict, bool]:
+        """Returns a verdict and whether it is final."""
+        first = packet[6]
+        if first == NEXT_UDP:
+            if packet[40:42] == _DNS_PORT:
+                self._core.effects.append(LearnNames(packet[48:]))
+            return None, False
+        if first == NEXT_SHIM or first in forward.CHAINED:
+            try:
+                place = find_shim(packet)
+            except MalformedMessage as malformed:
+                return (
+                    (self._core.drop(malformed.reason), True)
+                    if first == NEXT_SHIM
+                    else (None, False)
+                )
+            if place is not None:
+                if packet[place.offset + 2] & 0x80:
+                    return self._restore(packet, place, now), True
+                verdict = control.handle_control(
+                    self._core, self._pending, packet, place.offset, now
+                )
+                return verdict, True
+        upper = upper_layer(packet)
+        if upper is not None and upper[0] == 58 and icmp.is_error(packet, upper[1]):
+            verdict = icmp.handle_error(self._core, packet, upper[1], now)
+            return verdict, verdict is not None
+        return None, False
+
+    def _restore(self, packet: bytes, place: Walk, now: float) -> Verdict:
+        """RFC 5533 §12.2, with the addresses checked against the context's sets."""
+        core = self._core
+        offset = place.offset
+        tag = int.from_bytes(packet[offset + 2 : offset + 8]) & TAG_MASK
+        context = self._by_tag.get(tag)
+        if context is None:
+            return control.no_context(core, tag, LocatorPair(packet[24:40], packet[8:24]), now)
+        pair = packet[8:40]
+        if pair != context.last_in_pair:
+            route = LocatorPair(packet[24:40], packet[8:24])
+            if not control.belongs(context, route):
+                return core.drop(Reason.WRONG_LOCATOR)
+            locator = context.peer_locator(route.peer)
+            if locator is None or not locator.proved:
+                return control.unproved(core, context, now)
+            context.last_in_pair = pair
+        if packet[offset + 1]:
+            return core.drop(Reason.BAD_FIELD)
+        if not context.carries:
+            if context.state is not State.I2_SENT:
+                return core.drop(Reason.ILLEGAL_IN_STATE)
+            establish.answer_early(core, context, now)
+        context.packets_in += 1
+        context.octets_in += len(packet)
+        context.last_traffic_s = now
+        if context.send_due_s or not context.keepalive_due_s:
+            reap.payload_in(core, context, now)
+        try:
+            restored = forward.restore(packet, place, context.inbound_key)
+        except MalformedMessage as malformed:
+            return core.drop(malformed.reason)
+        core.restored += 1
+        return restored

@@ -1,0 +1,375 @@
+"""Setting contexts up: I1, R1, I2, R2 and the recovery with R1bis, I2bis (RFC 5533 §7).
+
+An exchange, in the order in which its messages meet these functions:
+
+    initiator                                   responder
+    initiate      -> I1  ->  handle_i1   (stores nothing, answers R1)
+    handle_r1     <- R1
+                  -> I2  ->  handle_i2   (validator; then asks for the proof by DNS)
+                             complete    (the context exists now; answers R2)
+    handle_r2     <- R2
+
+I2 and R2 carry the sender's DNS name. The responder asks DNS about it before it answers, so
+that it acknowledges only what it proved (§7.2); the initiator already knows the peer's data
+from finding its capability.
+"""
+
+from __future__ import annotations
+
+from m6proxy.discovery.capability import NameData
+from m6proxy.errors import PeerViolation
+from m6proxy.names import LocatorPair, Tag, UlidPair
+from m6proxy.proof.judge import Proof, prove_locators, prove_ulid
+from m6proxy.reasons import Reason
+from m6proxy.shim import lifecycle
+from m6proxy.shim.context import Context, Handshake
+from m6proxy.shim.core import Core
+from m6proxy.shim.effects import AskProof, What
+from m6proxy.shim.peerset import adopt_peer, offer
+from m6proxy.shim.pending import PendingProofs
+from m6proxy.shim.timers import (
+    I1_RETRIES_MAX,
+    I1_TIMEOUT_S,
+    I2_RETRIES_MAX,
+    I2_TIMEOUT_S,
+    I2BIS_RETRIES_MAX,
+    NO_R1_HOLDDOWN_S,
+    PENDING_PROOF_S,
+    backoff_s,
+)
+from m6proxy.shim.transitions import Input, State, legal
+from m6proxy.wire.message import I1, I2, R1, R2, I2bis, R1bis, find
+from m6proxy.wire.options import (
+    ForkedInstance,
+    LocatorList,
+    Option,
+    ResponderValidator,
+    SenderName,
+    UlidPairOption,
+)
+
+VALIDATOR_OCTETS_MAX = 512
+"""A peer's validator must fit our I2 beside everything else within 1280 octets."""
+_RETRIES_MAX = {
+    State.I1_SENT: I1_RETRIES_MAX,
+    State.I2_SENT: I2_RETRIES_MAX,
+    State.I2BIS_SENT: I2BIS_RETRIES_MAX,
+}
+_TIMEOUT_S = {
+    State.I1_SENT: I1_TIMEOUT_S,
+    State.I2_SENT: I2_TIMEOUT_S,
+    State.I2BIS_SENT: I2_TIMEOUT_S,
+}
+
+
+def initiate(
+    core: Core, key: bytes, data: NameData | None, local_name: str | None, now: float
+) -> None:
+    """§7.7: start a context for a ULID pair (32 octets), if there is none."""
+    if core.contexts.by_pair(key) is not None:
+        return
+    context = lifecycle.create(core, key, 0, now)
+    context.local_name = local_name
+    context.handshake = Handshake(core.entropy.nonce(), context.locators)
+    context.handshake.data = data
+    core.contexts.bind_nonce(context, context.handshake.initiator_nonce)
+    lifecycle.enter(core, context, State.I1_SENT, Input.INITIATE, now)
+    _send_current(core, context, now)
+
+
+def handle_i1(core: Core, message: I1, route: LocatorPair, now: float) -> None:
+    """§7.9: answer with R1, storing nothing, or with R2 when the context is there."""
+    key, fii = _identity(core, message.options, route)
+    context = core.contexts.by_pair(key, fii)
+    state = context.state if context is not None else State.IDLE
+    if context is not None and state in (State.I1_SENT, State.I2_SENT, State.I2BIS_SENT):
+        _send_r2(core, context, message.initiator_nonce, route)
+        return
+    if (
+        context is not None
+        and state is State.ESTABLISHED
+        and context.peer_locator(route.peer) is not None
+        and context.peer_tag == message.initiator_tag
+    ):
+        _send_r2(core, context, message.initiator_nonce, route)
+        return
+    _allow(core, route, now)
+    nonce = core.responder.nonce(now)
+    validator = core.responder.validator(nonce, message.initiator_tag, key, route, fii, now)
+    core.send(R1(message.initiator_nonce, nonce, (ResponderValidator(validator),)), route)
+
+
+def handle_r1(core: Core, message: R1, route: LocatorPair, now: float) -> None:
+    """§7.11: prove that we receive at our address, with I2."""
+    context = _by_nonce(core, message.initiator_nonce, route)
+    handshake = context.handshake
+    if handshake is None or not legal(context.state, Input.R1):
+        raise PeerViolation(Reason.ILLEGAL_IN_STATE, f"R1 in {context.state.value}")
+    handshake.responder_nonce = message.responder_nonce
+    handshake.validator = _validator(message.options)
+    handshake.retries = 0
+    lifecycle.enter(core, context, State.I2_SENT, Input.R1, now)
+    _send_current(core, context, now)
+
+
+def handle_i2(
+    core: Core, pending: PendingProofs, message: I2 | I2bis, route: LocatorPair, now: float
+) -> None:
+    """§7.13, §7.20: check the validator, then ask DNS what the sender's name proves."""
+    key, fii = _identity(core, message.options, route)
+    validator = _validator(message.options)
+    if isinstance(message, I2):
+        tag, ulids, bound_fii = message.initiator_tag, key, fii
+    else:
+        tag, ulids, bound_fii = message.packet_tag, b"", 0
+    core.responder.check(validator, message.responder_nonce, tag, ulids, route, bound_fii, now)
+    context = core.contexts.by_pair(key, fii)
+    if (
+        context is not None
+        and context.state is State.ESTABLISHED
+        and context.peer_tag == message.initiator_tag
+        and context.peer_locator(route.peer) is not None
+    ):
+        _send_r2(core, context, message.initiator_nonce, route)
+        return
+    _allow(core, route, now)
+    pending.put(key, fii, message, route, now + PENDING_PROOF_S)
+    name = find(message.options, SenderName)
+    core.effects.append(
+        AskProof(UlidPair(key[:16], key[16:]), name.name if name is not None else None)
+    )
+
+
+def complete(
+    core: Core,
+    key: bytes,
+    fii: int,
+    message: I2 | I2bis,
+    route: LocatorPair,
+    data: NameData | None,
+    local_name: str | None,
+    now: float,
+) -> None:
+    """The proof is here: create or renew the context and answer R2 (§7.13, §7.14, §7.20)."""
+    given = Input.I2 if isinstance(message, I2) else Input.I2BIS
+    ulid = key[16:]
+    if not prove_ulid(ulid, route.peer, data):
+        raise PeerViolation(Reason.UNPROVED_ULID, "the name does not bear the ULID")
+    context = core.contexts.by_pair(key, fii)
+    _check_source(context, message, route, data, ulid)
+    if context is None:
+        context = lifecycle.create(core, key, fii, now)
+    context.local_name = local_name
+    _confused(core, context, message.initiator_tag, _offered(message.options), now)
+    adopt_peer(core, context, message.initiator_tag, message.options, data)
+    if context.state in (State.IDLE, State.I1_SENT, State.E_FAILED, State.NO_SUPPORT):
+        lifecycle.enter(core, context, State.ESTABLISHED, given, now)
+    if context.carries:
+        if given is Input.I2BIS:
+            lifecycle.use_route(core, context, route, now)
+        lifecycle.refresh_path(core, context)
+    _send_r2(core, context, message.initiator_nonce, route)
+    core.rearm(context)
+
+
+def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
+    """§7.16: the exchange is complete."""
+    context = _by_nonce(core, message.initiator_nonce, route)
+    handshake = context.handshake
+    if handshake is None or not legal(context.state, Input.R2):
+        raise PeerViolation(Reason.ILLEGAL_IN_STATE, f"R2 in {context.state.value}")
+    name = find(message.options, SenderName)
+    data = handshake.data
+    if data is not None and name is not None and name.name != data.name:
+        data = None
+    _confused(core, context, message.responder_tag, _offered(message.options), now)
+    adopt_peer(core, context, message.responder_tag, message.options, data)
+    lifecycle.enter(core, context, State.ESTABLISHED, Input.R2, now)
+    lifecycle.refresh_path(core, context)
+    if data is None and name is not None:
+        core.effects.append(AskProof(context.pair, name.name))
+    core.rearm(context)
+
+
+def respond_r1bis(core: Core, tag: Tag, route: LocatorPair, now: float) -> None:
+    """§7.17: somebody uses a context that we do not have; store nothing, offer recovery."""
+    if not core.local_sets.is_local(route.local):
+        raise PeerViolation(Reason.NOT_OUR_HOST, "a tag for an address outside the site")
+    _allow(core, route, now)
+    nonce = core.responder.nonce(now)
+    validator = core.responder.validator(nonce, tag, b"", route, 0, now)
+    core.send(R1bis(tag, nonce, (ResponderValidator(validator),)), route)
+
+
+def handle_r1bis(core: Core, message: R1bis, route: LocatorPair, now: float) -> None:
+    """§7.18: the peer lost the context; set it up again with I2bis, from here."""
+    context = core.contexts.by_sent(message.packet_tag, route)
+    if context is None:
+        raise PeerViolation(Reason.NO_CONTEXT, "R1bis for a tag that we do not use there")
+    if not legal(context.state, Input.R1BIS):
+        raise PeerViolation(Reason.ILLEGAL_IN_STATE, f"R1bis in {context.state.value}")
+    handshake = Handshake(core.entropy.nonce(), route)
+    handshake.responder_nonce = message.responder_nonce
+    handshake.validator = _validator(message.options)
+    handshake.packet_tag = message.packet_tag
+    context.handshake = handshake
+    core.contexts.bind_nonce(context, handshake.initiator_nonce)
+    lifecycle.enter(core, context, State.I2BIS_SENT, Input.R1BIS, now)
+    _send_current(core, context, now)
+
+
+def answer_early(core: Core, context: Context, now: float) -> None:
+    """§10.4, §10.5, §12.2: the peer is established and we are not: send I2 or I2bis again."""
+    if context.state in (State.I2_SENT, State.I2BIS_SENT):
+        _send_message(core, context)
+
+
+def expire(core: Core, context: Context, now: float) -> None:
+    """Handle the retransmission and hold-down timers of a context that are due."""
+    handshake = context.handshake
+    if context.holddown_due_s and now >= context.holddown_due_s:
+        lifecycle.remove(core, context, Input.HOLDDOWN_OVER, now)
+        return
+    if handshake is None or not handshake.timeout_due_s or now < handshake.timeout_due_s:
+        return
+    if handshake.retries < _RETRIES_MAX[context.state]:
+        handshake.retries += 1
+        lifecycle.enter(core, context, context.state, Input.RETRANSMIT, now)
+        _send_current(core, context, now)
+    elif context.state is State.I1_SENT:
+        refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
+    else:
+        lifecycle.enter(core, context, State.I1_SENT, Input.RETRIES_SPENT, now)
+        handshake.retries = 0
+        handshake.rounds += 1
+        if handshake.rounds > 1:
+            refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
+        else:
+            _send_current(core, context, now)
+
+
+def refuse(core: Core, context: Context, cause: Input, holddown_s: float, now: float) -> None:
+    """§7.8: the peer has no shim; remember that for a while and leave its traffic alone."""
+    after = State.NO_SUPPORT if cause is Input.UNRECOGNIZED else State.E_FAILED
+    lifecycle.enter(core, context, after, cause, now)
+    core.contexts.unbind_nonce(context)
+    core.contexts.bind_peer_tag(context, 0)
+    context.handshake = None
+    context.holddown_due_s = now + holddown_s
+    core.report(What.FAILED, context.pair, cause.value)
+    core.rearm(context)
+
+
+def _send_current(core: Core, context: Context, now: float) -> None:
+    """Send the message of the state and start its timer (§7.8, §7.12, §7.19)."""
+    handshake = context.handshake
+    if handshake is None:
+        return
+    _send_message(core, context)
+    nominal_s = backoff_s(_TIMEOUT_S[context.state], handshake.retries)
+    handshake.timeout_due_s = now + nominal_s * core.entropy.uniform(0.5, 1.5)
+    core.rearm(context)
+
+
+def _send_message(core: Core, context: Context) -> None:
+    handshake = context.handshake
+    if handshake is None:
+        return
+    nonce = handshake.initiator_nonce
+    identity = _identity_options(context, handshake.route)
+    if context.state is State.I1_SENT:
+        core.send(I1(context.local_tag, nonce, identity), handshake.route)
+        return
+    options = (ResponderValidator(handshake.validator), *identity, *offer(core, context))
+    if context.state is State.I2_SENT:
+        message: I2 | I2bis = I2(context.local_tag, nonce, handshake.responder_nonce, options)
+    else:
+        message = I2bis(
+            context.local_tag, nonce, handshake.responder_nonce, handshake.packet_tag, options
+        )
+    core.send(message, handshake.route)
+
+
+def _send_r2(core: Core, context: Context, nonce: int, route: LocatorPair) -> None:
+    core.send(R2(context.local_tag, nonce, offer(core, context)), route)
+
+
+def _identity(core: Core, options: tuple[Option, ...], route: LocatorPair) -> tuple[bytes, int]:
+    """The ULID pair (32 octets, ours first) and fork that a message is about (§7.9)."""
+    ulids = find(options, UlidPairOption)
+    fork = find(options, ForkedInstance)
+    local, peer = (ulids.receiver, ulids.sender) if ulids is not None else route
+    if not (core.local_sets.is_local(local) and core.local_sets.is_local(route.local)):
+        raise PeerViolation(Reason.NOT_OUR_HOST, "the ULID is in none of the site's prefixes")
+    if core.local_sets.is_local(peer):
+        raise PeerViolation(Reason.UNPROVED_ULID, "a peer's ULID inside the site")
+    return local + peer, fork.fii if fork is not None else 0
+
+
+def _identity_options(context: Context, route: LocatorPair) -> tuple[Option, ...]:
+    options: list[Option] = []
+    if route.local + route.peer != context.outbound_key:
+        options.append(UlidPairOption(*context.pair))
+    if context.fii:
+        options.append(ForkedInstance(context.fii))
+    return tuple(options)
+
+
+def _validator(options: tuple[Option, ...]) -> bytes:
+    option = find(options, ResponderValidator)
+    if option is None:
+        raise PeerViolation(Reason.MISSING_OPTION, "no responder validator")
+    if len(option.validator) > VALIDATOR_OCTETS_MAX:
+        raise PeerViolation(Reason.BAD_OPTION, "a validator too long to be sent back")
+    return option.validator
+
+
+def _by_nonce(core: Core, nonce: int, route: LocatorPair) -> Context:
+    context = core.contexts.by_nonce(nonce)
+    if context is None or context.handshake is None:
+        raise PeerViolation(Reason.WRONG_NONCE, "no exchange has this nonce")
+    if context.handshake.route != route:
+        raise PeerViolation(Reason.WRONG_LOCATOR, "the answer came from elsewhere")
+    return context
+
+
+def _offered(options: tuple[Option, ...]) -> frozenset[bytes]:
+    found = find(options, LocatorList)
+    return frozenset(found.locators) if found is not None else frozenset()
+
+
+def _check_source(
+    context: Context | None,
+    message: I2 | I2bis,
+    route: LocatorPair,
+    data: NameData | None,
+    ulid: bytes,
+) -> None:
+    """The source must be the ULID, a known locator, or an offered one that is proved."""
+    if route.peer == ulid:
+        return
+    known = context.peer_locator(route.peer) if context is not None else None
+    if known is not None and known.proved:
+        return
+    if route.peer not in _offered(message.options):
+        raise PeerViolation(Reason.WRONG_LOCATOR, "the source is not in the sender's list")
+    if prove_locators(ulid, (route.peer,), data)[0] is Proof.NONE:
+        raise PeerViolation(Reason.UNPROVED_LOCATOR, "the source is not proved")
+
+
+def _confused(
+    core: Core, context: Context, peer_tag: Tag, offered: frozenset[bytes], now: float
+) -> None:
+    """§7.15: a peer that gives one tag to two contexts has lost the older one: remove it."""
+    locators = offered | {context.outbound_key[16:]}
+    for other in core.contexts.by_peer_tag(peer_tag):
+        if other is context or not other.carries:
+            continue
+        if any(locator.address in locators for locator in other.peer_locators):
+            core.drop(Reason.CONTEXT_CONFUSED)
+            lifecycle.remove(core, other, Input.CONFUSED, now)
+
+
+def _allow(core: Core, route: LocatorPair, now: float) -> None:
+    if not core.requests_limit.allow(route.peer, now):
+        raise PeerViolation(Reason.RATE_LIMITED, "too many requests from this prefix")

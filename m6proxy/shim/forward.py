@@ -1,0 +1,98 @@
+"""The meaning of the data path: how a packet is rewritten, and how it is restored.
+
+Octets in, octets out, no state. NFQUEUE executes these functions; any other executor must
+give the same octets for the same packet.
+
+Rewrite (RFC 5533 §11.1): the ULIDs give way to locators and a payload header of 8 octets
+goes in at its place in the chain. Restore (§12.2) is the inverse. Upper-layer checksums are
+never touched: their pseudo-header keeps the ULIDs from end to end.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from m6proxy.errors import MalformedMessage
+from m6proxy.reasons import Reason
+from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_SHIM, Walk, walk
+from m6proxy.wire.payload import PAYLOAD_HEADER_OCTETS
+
+GROWTH_OCTETS: Final = PAYLOAD_HEADER_OCTETS
+CHAINED: Final = frozenset({0, 43, 60})
+"""Next headers that may stand before the shim header, so that its place must be looked for."""
+_SHIM: Final = bytes([NEXT_SHIM])
+_PAYLOAD_MAX: Final = 0xFFFF
+
+
+def rewrite(packet: bytes, addresses: bytes, tail: bytes) -> bytes:
+    """Put locators (32 octets) and a payload header (its last 7 octets) into a packet.
+
+    Raises MalformedMessage when the chain of headers leaves no place, or the payload length
+    would not fit.
+    """
+    length = len(packet) - HEADER_OCTETS + GROWTH_OCTETS
+    if length > _PAYLOAD_MAX:
+        raise MalformedMessage(Reason.TOO_BIG, "no payload length is that large", 4)
+    if packet[6] not in CHAINED:
+        return b"".join(
+            (
+                packet[:4],
+                length.to_bytes(2),
+                _SHIM,
+                packet[7:8],
+                addresses,
+                packet[6:7],
+                tail,
+                packet[40:],
+            )
+        )
+    link, offset, next_header = walk(packet)
+    return b"".join(
+        (
+            packet[:4],
+            length.to_bytes(2),
+            packet[6:8],
+            addresses,
+            packet[40:link],
+            _SHIM,
+            packet[link + 1 : offset],
+            next_header.to_bytes(1),
+            tail,
+            packet[offset:],
+        )
+    )
+
+
+def restore(packet: bytes, place: Walk, addresses: bytes) -> bytes:
+    """Take the payload header at ``place`` out and put the ULIDs (32 octets) back.
+
+    The caller has checked that 8 octets of payload header stand there. A packet that an
+    ICMPv6 error quotes may be cut at its end: its length field is lowered, not computed.
+    """
+    link, offset, _ = place
+    length = int.from_bytes(packet[4:6]) - GROWTH_OCTETS
+    if length < 0:
+        raise MalformedMessage(Reason.BAD_LENGTH, "payload length below the shim header", 4)
+    if link == 6:
+        return b"".join(
+            (
+                packet[:4],
+                length.to_bytes(2),
+                packet[40:41],
+                packet[7:8],
+                addresses,
+                packet[48:],
+            )
+        )
+    return b"".join(
+        (
+            packet[:4],
+            length.to_bytes(2),
+            packet[6:8],
+            addresses,
+            packet[40:link],
+            packet[offset : offset + 1],
+            packet[link + 1 : offset],
+            packet[offset + GROWTH_OCTETS :],
+        )
+    )

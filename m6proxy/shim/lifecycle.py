@@ -1,0 +1,93 @@
+"""Birth, path and death of contexts: what must happen together, happens here."""
+
+from __future__ import annotations
+
+from m6proxy.errors import PeerViolation
+from m6proxy.names import LocatorPair
+from m6proxy.reasons import Reason
+from m6proxy.shim.context import Context
+from m6proxy.shim.core import Core
+from m6proxy.shim.effects import InstallFlow, RemoveFlow, What
+from m6proxy.shim.timers import NEVER, SEND_TIMEOUT_S
+from m6proxy.shim.transitions import Input, ReapState, State
+
+_PAYLOAD_BIT = 1 << 47
+
+
+def create(core: Core, key: bytes, fii: int, now: float) -> Context:
+    """Make a context in IDLE for a ULID pair (32 octets). Raises PeerViolation when full."""
+    if len(core.contexts) >= core.settings.max_contexts:
+        raise PeerViolation(Reason.TABLE_FULL, "the context table is full")
+    local_set = core.local_sets.by_ulid(key[:16])
+    context = Context(key, fii, core.contexts.new_tag(core.entropy), local_set)
+    context.last_traffic_s = now
+    context.send_timeout_s = core.settings.send_timeout_s * core.entropy.uniform(0.9, 1.0)
+    context.keepalive_timeout_s = SEND_TIMEOUT_S
+    core.contexts.add(context)
+    return context
+
+
+def enter(core: Core, context: Context, after: State, cause: Input, now: float) -> None:
+    """Move a context to another state, with all that follows from it."""
+    before, carried = context.state, context.carries
+    context.set_state(after, cause)
+    if before is after:
+        return
+    core.report(What.STATE, context.pair, f"{before.value} -> {after.value} ({cause.value})")
+    if after is State.ESTABLISHED:
+        core.contexts.unbind_nonce(context)
+        context.handshake = None
+        context.holddown_due_s = NEVER
+    if context.carries and not carried:
+        context.established_s = now
+        context.last_traffic_s = now
+        core.contexts.open(context)
+        core.accounts.forget(context.outbound_key)
+        core.report(What.ESTABLISHED, context.pair, f"tag {context.local_tag:012x}")
+        refresh_path(core, context)
+    elif carried and not context.carries:
+        core.contexts.close(context)
+        _leave_flow(core, context)
+        context.send_due_s = context.keepalive_due_s = NEVER
+        context.exploration = None
+        context.reap_state = ReapState.OPERATIONAL
+
+
+def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> None:
+    """Re-home a context: its packets use this locator pair from now on."""
+    route = pair.local + pair.peer
+    if route == context.route:
+        return
+    context.route = route
+    context.rehomed_s = now
+    context.rehomings += 1
+    refresh_path(core, context)
+    core.report(What.REHOMED, context.pair, str(pair))
+
+
+def refresh_path(core: Core, context: Context) -> None:
+    """Prepare what the packet path needs, from the current route and CT(peer)."""
+    if context.route == context.outbound_key:
+        _leave_flow(core, context)
+        return
+    uplink = context.local_set.uplink_of(context.route[:16])
+    context.mtu = uplink.mtu if uplink else 0xFFFF
+    context.wire_addresses = context.route
+    context.shim_tail = b"\x00" + (_PAYLOAD_BIT | context.peer_tag).to_bytes(6)
+    core.effects.append(InstallFlow(context.pair, context.locators, context.peer_tag))
+
+
+def remove(core: Core, context: Context, cause: Input, now: float) -> None:
+    """End a context by our own decision (RFC 5533 §9); the peer is not told."""
+    was_carrying = context.carries
+    enter(core, context, State.IDLE, cause, now)
+    core.contexts.remove(context)
+    core.timers.cancel(context)
+    if was_carrying:
+        core.report(What.REMOVED, context.pair, cause.value)
+
+
+def _leave_flow(core: Core, context: Context) -> None:
+    if context.wire_addresses is not None:
+        context.wire_addresses = None
+        core.effects.append(RemoveFlow(context.pair))

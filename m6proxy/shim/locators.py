@@ -1,0 +1,129 @@
+"""Locator sets: the local one, computed from the uplinks, and the locators of a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
+
+from m6proxy.names import Address, Prefix
+from m6proxy.proof.judge import Proof
+from m6proxy.shim.entropy import Entropy
+from m6proxy.wire.options import (
+    BROKEN,
+    METHOD_DNS,
+    LocatorList,
+    LocatorPreferences,
+    Preference,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """One provider attachment, as far as the protocol cares."""
+
+    name: str
+    prefix: Prefix
+    preference: int
+    """0 to 255, lower is better."""
+    mtu: int = 1500
+    """Octets of the largest IPv6 packet that the uplink takes."""
+    up: bool = True
+
+
+class LocalSet:
+    """Ls(local) of one host: its address under each uplink's prefix. Shared by its contexts."""
+
+    __slots__ = ("__weakref__", "broken", "generation", "locators", "uplinks")
+
+    def __init__(self, ulid: Address, uplinks: Iterable[Uplink], generation: int) -> None:
+        self.uplinks = tuple(sorted(uplinks, key=lambda u: (u.preference, u.name)))
+        self.locators = tuple(uplink.prefix.graft(ulid) for uplink in self.uplinks)
+        self.broken = tuple(not uplink.up for uplink in self.uplinks)
+        self.generation = generation
+
+    def uplink_of(self, locator: Address) -> Uplink | None:
+        """The uplink that a locator of this set belongs to."""
+        for octets, uplink in zip(self.locators, self.uplinks, strict=True):
+            if octets == locator:
+                return uplink
+        return None
+
+    def options(self) -> tuple[LocatorList, LocatorPreferences]:
+        """The two options that tell a peer this set (RFC 5533 §5.15.2, §5.15.3)."""
+        return (
+            LocatorList(self.generation, (METHOD_DNS,) * len(self.locators), self.locators),
+            LocatorPreferences(
+                self.generation,
+                2,
+                tuple(
+                    Preference(BROKEN if broken else 0, min(uplink.preference, 255))
+                    for uplink, broken in zip(self.uplinks, self.broken, strict=True)
+                ),
+            ),
+        )
+
+
+class LocalSets:
+    """The uplinks, and the set of each local host that has a context."""
+
+    def __init__(self, uplinks: Iterable[Uplink], entropy: Entropy) -> None:
+        self._entropy = entropy
+        self._uplinks = {uplink.name: uplink for uplink in uplinks}
+        self._by_ulid: WeakValueDictionary[Address, LocalSet] = WeakValueDictionary()
+
+    @property
+    def uplinks(self) -> tuple[Uplink, ...]:
+        """All uplinks in the order of the configuration."""
+        return tuple(self._uplinks.values())
+
+    def is_local(self, octets: Address) -> bool:
+        """Tell whether an address lies in one of the site's prefixes."""
+        return any(uplink.prefix.contains(octets) for uplink in self._uplinks.values())
+
+    def by_ulid(self, ulid: Address) -> LocalSet:
+        """The set of a host; the same object as long as anybody holds it."""
+        found = self._by_ulid.get(ulid)
+        if found is None:
+            found = LocalSet(ulid, self._uplinks.values(), self._entropy.nonce())
+            self._by_ulid[ulid] = found
+        return found
+
+    def change(self, name: str, *, up: bool, mtu: int) -> bool:
+        """Note the state of an uplink; returns whether it differs. Raises KeyError if unknown."""
+        before = self._uplinks[name]
+        after = replace(before, up=up, mtu=mtu)
+        if after == before:
+            return False
+        self._uplinks[name] = after
+        self._by_ulid.clear()
+        return True
+
+
+class PeerLocator:
+    """A locator of a peer, with what is known about it."""
+
+    __slots__ = ("address", "broken", "priority", "proof", "tested")
+
+    def __init__(
+        self,
+        octets: Address,
+        proof: Proof,
+        *,
+        priority: int = 0,
+        broken: bool = False,
+        tested: bool = False,
+    ) -> None:
+        self.address = octets
+        self.proof = proof
+        self.priority = priority
+        """As in DNS SRV: lower is better."""
+        self.broken = broken
+        """The peer says that it does not work."""
+        self.tested = tested
+        """A probe to it was answered."""
+
+    @property
+    def proved(self) -> bool:
+        """Whether it was shown to belong to the ULID."""
+        return self.proof is not Proof.NONE

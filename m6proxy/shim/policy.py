@@ -1,0 +1,169 @@
+"""When a pair deserves a context: deferred establishment by policy (RFC 5533 §4, §11).
+
+No packet waits for a context. The traffic of each pair is counted, in both directions,
+and the first threshold that is crossed makes the pair ripe. Selectors overrule counting:
+``never`` wins over ``always``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from m6proxy.names import Address, Prefix
+from m6proxy.wire.ipv6 import upper_layer
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "esp": 50, "ah": 51, "icmpv6": 58, "sctp": 132}
+_WITH_PORTS = frozenset({6, 17, 132})
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Matches traffic by the peer's prefix, or by protocol and either port."""
+
+    prefix: Prefix | None = None
+    protocol: int | None = None
+    """IP protocol number, 0 to 255."""
+    port: int | None = None
+    """1 to 65535; only with TCP, UDP or SCTP."""
+
+    @classmethod
+    def parse(cls, text: str) -> Selector:
+        """Parse ``2001:db8::/32``, ``2001:db8::1``, ``udp``, ``udp/53`` or ``89``.
+
+        Raises ValueError with one line that says what is wrong.
+        """
+        if ":" in text:
+            return cls(prefix=Prefix.parse(text))
+        word, slash, port_text = text.partition("/")
+        protocol = PROTOCOLS.get(word.lower())
+        if protocol is None:
+            if not word.isdecimal() or int(word) > 255:
+                raise ValueError(
+                    f"{text!r} is neither a prefix nor a protocol "
+                    f"({', '.join(PROTOCOLS)} or a number up to 255)"
+                )
+            protocol = int(word)
+        if not slash:
+            return cls(protocol=protocol)
+        if protocol not in _WITH_PORTS:
+            raise ValueError(f"{text!r}: only tcp, udp and sctp have ports")
+        if not port_text.isdecimal() or not 1 <= int(port_text) <= 65535:
+            raise ValueError(f"{text!r}: a port is a number from 1 to 65535")
+        return cls(protocol=protocol, port=int(port_text))
+
+
+@dataclass(frozen=True, slots=True)
+class EstablishPolicy:
+    """Thresholds and selectors; a threshold of None never triggers."""
+
+    after_octets: int | None = 2048
+    after_packets: int | None = None
+    after_s: float | None = 10.0
+    always: tuple[Selector, ...] = ()
+    never: tuple[Selector, ...] = ()
+
+
+class _Account:
+    """What one pair without a context has sent and received."""
+
+    __slots__ = ("by_prefix", "first_s", "octets", "outbound", "packets", "quiet_until_s")
+
+    def __init__(self, now: float, by_prefix: bool | None) -> None:
+        self.first_s = now
+        self.octets = 0
+        self.packets = 0
+        self.outbound = False
+        self.quiet_until_s = 0.0
+        self.by_prefix = by_prefix
+
+
+class Accounts:
+    """Traffic counters of pairs that have no context, the least recently used forgotten first."""
+
+    def __init__(self, policy: EstablishPolicy, *, limit: int = 65_536) -> None:
+        self._policy = policy
+        self._limit = limit
+        self._by_pair: OrderedDict[bytes, _Account] = OrderedDict()
+        self._flow_rules = any(s.protocol is not None for s in (*policy.always, *policy.never))
+
+    def __len__(self) -> int:
+        return len(self._by_pair)
+
+    def count(self, key: bytes, packet: bytes, *, outbound: bool, now: float) -> bool:
+        """Count one packet of the pair ``key`` (local 16 + peer 16 octets).
+
+        Returns whether a context should be asked for now. A pair that only ever receives
+        is never ripe: the host may not exist.
+        """
+        account = self._by_pair.get(key)
+        if account is None:
+            account = self._open(key, now)
+        if account.by_prefix is False:
+            return False
+        by_flow = self._flow_verdict(packet) if self._flow_rules else None
+        if by_flow is False:
+            return False
+        account.octets += len(packet)
+        account.packets += 1
+        account.outbound |= outbound
+        if not account.outbound or now < account.quiet_until_s:
+            return False
+        return account.by_prefix is True or by_flow is True or self._crossed(account, now)
+
+    def silence(self, key: bytes, until_s: float) -> None:
+        """Do not call the pair ripe again before ``until_s``: it was asked for, or refused."""
+        account = self._by_pair.get(key)
+        if account is not None:
+            account.quiet_until_s = until_s
+
+    def forget(self, key: bytes) -> None:
+        """Drop the counters of a pair: it has a context now."""
+        self._by_pair.pop(key, None)
+
+    def _open(self, key: bytes, now: float) -> _Account:
+        peer = key[16:]
+        by_prefix: bool | None = None
+        if _matches_prefix(self._policy.never, peer):
+            by_prefix = False
+        elif _matches_prefix(self._policy.always, peer):
+            by_prefix = True
+        account = self._by_pair[key] = _Account(now, by_prefix)
+        if len(self._by_pair) > self._limit:
+            self._by_pair.popitem(last=False)
+        return account
+
+    def _flow_verdict(self, packet: bytes) -> bool | None:
+        upper = upper_layer(packet)
+        if upper is None:
+            return None
+        protocol, offset = upper
+        ports: tuple[int, ...] = ()
+        if protocol in _WITH_PORTS and len(packet) >= offset + 4:
+            ports = (
+                int.from_bytes(packet[offset : offset + 2]),
+                int.from_bytes(packet[offset + 2 : offset + 4]),
+            )
+        if _matches_flow(self._policy.never, protocol, ports):
+            return False
+        return True if _matches_flow(self._policy.always, protocol, ports) else None
+
+    def _crossed(self, account: _Account, now: float) -> bool:
+        policy = self._policy
+        return (
+            (policy.after_octets is not None and account.octets >= policy.after_octets)
+            or (policy.after_packets is not None and account.packets >= policy.after_packets)
+            or (policy.after_s is not None and now - account.first_s >= policy.after_s)
+        )
+
+
+def _matches_prefix(selectors: tuple[Selector, ...], peer: Address) -> bool:
+    return any(s.prefix is not None and s.prefix.contains(peer) for s in selectors)
+
+
+def _matches_flow(selectors: tuple[Selector, ...], protocol: int, ports: tuple[int, ...]) -> bool:
+    return any(
+        s.protocol == protocol and (s.port is None or s.port in ports)
+        for s in selectors
+        if s.protocol is not None
+    )

@@ -1,0 +1,245 @@
+"""Does the path still work, and which one does: REAP (RFC 5534), executed from its table.
+
+Who calls: the packet path (``payload_in``, ``payload_out``), the engine for Keepalive and
+Probe, the timers (``expire``), and ``suspect`` for everything that only hints at a failure.
+The table in ``transitions`` decides; here its actions are carried out.
+
+One thing is ours: a Probe in state InboundOk whose reports match none of our probes says that
+the peer has a problem, but not that it hears us. It is taken as a Probe in state Exploring,
+where §6.8 would declare the path operational.
+"""
+
+from __future__ import annotations
+
+from m6proxy.errors import PeerViolation
+from m6proxy.names import LocatorPair
+from m6proxy.reasons import Reason
+from m6proxy.shim.context import Context
+from m6proxy.shim.core import Core
+from m6proxy.shim.effects import AskProof, What
+from m6proxy.shim.exploration import RECORDS_MAX, Exploration, best, candidates
+from m6proxy.shim.lifecycle import use_route
+from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S, REPROOF_S
+from m6proxy.shim.transitions import REAP, Act, ReapEvent, ReapState
+from m6proxy.wire.message import Keepalive, Probe, ProbeRecord, ProbeState
+
+_EVENT_OF_PROBE = {
+    ProbeState.EXPLORING: ReapEvent.PROBE_EXPLORING_IN,
+    ProbeState.INBOUND_OK: ReapEvent.PROBE_INBOUND_OK_IN,
+    ProbeState.OPERATIONAL: ReapEvent.PROBE_OPERATIONAL_IN,
+}
+
+
+def payload_out(core: Core, context: Context, now: float) -> None:
+    """§6.2. The packet path calls this only when a timer has to change."""
+    if context.reap_state is ReapState.OPERATIONAL:
+        context.keepalive_due_s = NEVER
+        if context.send_due_s == NEVER:
+            context.send_due_s = now + context.send_timeout_s
+            core.timers.arm(context, context.send_due_s)
+    else:
+        handle(core, context, ReapEvent.PAYLOAD_OUT, now)
+
+
+def payload_in(core: Core, context: Context, now: float) -> None:
+    """§6.1. The packet path calls this only when a timer has to change."""
+    if context.reap_state is ReapState.OPERATIONAL:
+        context.send_due_s = NEVER
+        if context.keepalive_due_s == NEVER:
+            _start_keepalive(core, context, now)
+    else:
+        handle(core, context, ReapEvent.PAYLOAD_IN, now)
+
+
+def handle(core: Core, context: Context, event: ReapEvent, now: float) -> None:
+    """Apply one event to one context; the only writer of its reachability state."""
+    cell = REAP.get((context.reap_state, event))
+    if cell is None:
+        return
+    actions, after = cell
+    before = context.reap_state
+    context.reap_state = after
+    if after is not before:
+        _on_change(core, context, before, after, event, now)
+    for action in actions:
+        _act(core, context, action, now)
+
+
+def handle_keepalive(core: Core, context: Context, now: float) -> None:
+    """§6.6."""
+    handle(core, context, ReapEvent.KEEPALIVE_IN, now)
+
+
+def handle_probe(
+    core: Core, context: Context, probe: Probe, route: LocatorPair, now: float
+) -> None:
+    """§6.7 to §6.9. Raises PeerViolation when the probe does not describe itself truly."""
+    first = probe.sent[0]
+    if (first.src, first.dst) != (route.peer, route.local):
+        raise PeerViolation(Reason.BAD_FIELD, "the first probe record is not this probe")
+    event = _EVENT_OF_PROBE[probe.state]
+    exploration = context.exploration
+    confirmed = exploration.confirmed(probe.received) if exploration is not None else ()
+    if event is ReapEvent.PROBE_INBOUND_OK_IN and probe.received and not confirmed:
+        event = ReapEvent.PROBE_EXPLORING_IN
+    for pair in confirmed:
+        locator = context.peer_locator(pair.peer)
+        if locator is not None:
+            locator.tested = True
+    if event is not ReapEvent.PROBE_EXPLORING_IN:
+        _choose(core, context, confirmed, now)
+    elif context.reap_state is ReapState.OPERATIONAL:
+        _explore(core, context, now)
+    _note_received(core, context, first, route, now)
+    handle(core, context, event, now)
+    if context.reap_state is ReapState.OPERATIONAL and context.exploration is not None:
+        context.exploration.end(now)
+
+
+def suspect(core: Core, context: Context, due_s: float) -> None:
+    """Something hints at a failure: test the path at ``due_s``. Changes nothing by itself."""
+    if context.reap_state is not ReapState.EXPLORING:
+        context.send_due_s = due_s
+    elif context.exploration is not None:
+        context.exploration.restart(_pairs(context), due_s)
+        context.exploration.due_s = due_s
+    core.rearm(context)
+
+
+def expire(core: Core, context: Context, now: float) -> None:
+    """Handle the reachability timers of a context that are due."""
+    if context.keepalive_due_s and now >= context.keepalive_due_s:
+        context.keepalive_due_s = NEVER
+        handle(core, context, ReapEvent.KEEPALIVE_TIMER, now)
+    elif context.keepalive_due_s and now >= context.keepalive_next_s:
+        _send_keepalive(core, context, now)
+    if context.send_due_s and now >= context.send_due_s:
+        context.send_due_s = NEVER
+        handle(core, context, ReapEvent.SEND_TIMER, now)
+    exploration = context.exploration
+    if exploration is None:
+        return
+    if exploration.due_s and now >= exploration.due_s:
+        exploration.due_s = NEVER
+        handle(core, context, ReapEvent.RETRANSMIT, now)
+    if exploration.ended_s and now >= exploration.ended_s + RELEASE_EXPLORATION_S:
+        context.exploration = None
+
+
+def _on_change(
+    core: Core,
+    context: Context,
+    before: ReapState,
+    after: ReapState,
+    event: ReapEvent,
+    now: float,
+) -> None:
+    if after is ReapState.OPERATIONAL:
+        core.report(What.OPERATIONAL, context.pair, str(context.locators))
+    elif after is ReapState.EXPLORING:
+        context.keepalive_due_s = NEVER
+        if context.exploration is None or before is ReapState.OPERATIONAL:
+            _explore(core, context, now)
+        else:
+            context.exploration.restart(_pairs(context), now)
+        core.report(What.SILENCE, context.pair, event.value)
+    elif before is ReapState.OPERATIONAL:
+        core.report(What.PEER_EXPLORES, context.pair, event.value)
+
+
+def _act(core: Core, context: Context, action: Act, now: float) -> None:
+    match action:
+        case Act.START_SEND | Act.RESTART_SEND:
+            if action is Act.RESTART_SEND or context.send_due_s == NEVER:
+                context.send_due_s = now + context.send_timeout_s
+                core.timers.arm(context, context.send_due_s)
+        case Act.STOP_SEND:
+            context.send_due_s = NEVER
+        case Act.START_KEEPALIVE:
+            if context.keepalive_due_s == NEVER:
+                _start_keepalive(core, context, now)
+        case Act.STOP_KEEPALIVE:
+            context.keepalive_due_s = NEVER
+        case Act.SEND_KEEPALIVE:
+            _send_keepalive(core, context, now)
+        case Act.SEND_PROBE:
+            _send_probe(core, context, now)
+
+
+def _start_keepalive(core: Core, context: Context, now: float) -> None:
+    context.keepalive_due_s = now + context.keepalive_timeout_s
+    context.keepalive_next_s = now + _keepalive_interval_s(core, context)
+    core.timers.arm(context, context.keepalive_next_s)
+
+
+def _keepalive_interval_s(core: Core, context: Context) -> float:
+    """One third to one half of the timeout (§4.1); never the whole of it."""
+    return context.keepalive_timeout_s * core.entropy.uniform(1 / 3, 0.45)
+
+
+def _send_keepalive(core: Core, context: Context, now: float) -> None:
+    core.send(Keepalive(context.peer_tag), context.locators)
+    context.keepalive_next_s = now + _keepalive_interval_s(core, context)
+
+
+def _pairs(context: Context) -> tuple[LocatorPair, ...]:
+    return candidates(context.local_set, context.peer_locators, context.locators)
+
+
+def _explore(core: Core, context: Context, now: float) -> Exploration:
+    context.exploration = Exploration(_pairs(context), now)
+    return context.exploration
+
+
+def _note_received(
+    core: Core, context: Context, record: ProbeRecord, route: LocatorPair, now: float
+) -> None:
+    exploration = context.exploration or _explore(core, context, now)
+    if record not in exploration.received:
+        exploration.received.append(record)
+    locator = context.peer_locator(route.peer)
+    if locator is not None and locator.proved:
+        exploration.prefer(route)
+
+
+def _choose(core: Core, context: Context, confirmed: tuple[LocatorPair, ...], now: float) -> None:
+    """Pick the current pair among those that the peer reports to receive (§6.8)."""
+    if not confirmed or context.locators in confirmed:
+        return
+    pair = best(confirmed, context.local_set, context.peer_locators)
+    if pair is not None:
+        use_route(core, context, pair, now)
+
+
+def _send_probe(core: Core, context: Context, now: float) -> None:
+    exploration = context.exploration or _explore(core, context, now)
+    operational = context.reap_state is ReapState.OPERATIONAL
+    pair = context.locators if operational else exploration.take_pair()
+    if not operational:
+        exploration.probes += 1
+        exploration.due_s = now + exploration.wait_s() * core.entropy.uniform(0.9, 1.1)
+        core.timers.arm(context, exploration.due_s)
+        _ask_again(core, context, now)
+    if pair is None:
+        return
+    record = ProbeRecord(pair.local, pair.peer, core.entropy.nonce(), 0)
+    earlier = tuple(exploration.sent)[:-RECORDS_MAX:-1]
+    exploration.sent.append(record)
+    probe = Probe(
+        context.peer_tag,
+        ProbeState(context.reap_state.value),
+        (record, *earlier),
+        tuple(exploration.received),
+    )
+    core.send(probe, pair)
+    if not operational:
+        core.report(What.PROBE, context.pair, f"{probe.state.name} {pair}")
+
+
+def _ask_again(core: Core, context: Context, now: float) -> None:
+    """DNS was silent when it was asked what is the peer's: a search is worth another try."""
+    if context.peer_name is None or all(locator.proved for locator in context.peer_locators):
+        return
+    if now >= context.reproof_due_s:
+        context.reproof_due_s = now + REPROOF_S
+        core.effects.append(AskProof(context.pair, context.peer_name))

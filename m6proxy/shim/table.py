@@ -1,0 +1,110 @@
+"""Finding contexts: by ULID pair, by our tag, by the peer's tag, by nonce (RFC 5533 §12.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from m6proxy.names import LocatorPair, Tag
+from m6proxy.shim.context import Context
+from m6proxy.shim.entropy import Entropy
+
+
+class ContextTable:
+    """All contexts of an engine. The three public dictionaries are read by the packet path."""
+
+    __slots__ = ("_by_nonce", "_by_pair", "_by_peer_tag", "by_inbound", "by_outbound", "by_tag")
+
+    def __init__(self) -> None:
+        self.by_outbound: dict[bytes, Context] = {}
+        """Contexts that carry packets, by local and peer ULID (32 octets)."""
+        self.by_inbound: dict[bytes, Context] = {}
+        """The same, by peer and local ULID (32 octets)."""
+        self.by_tag: dict[Tag, Context] = {}
+        """Contexts by CT(local)."""
+        self._by_pair: dict[tuple[bytes, int], Context] = {}
+        self._by_nonce: dict[int, Context] = {}
+        self._by_peer_tag: dict[Tag, list[Context]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_pair)
+
+    def __iter__(self) -> Iterator[Context]:
+        return iter(tuple(self._by_pair.values()))
+
+    def new_tag(self, entropy: Entropy) -> Tag:
+        """A context tag that no context uses (RFC 5533 §7.1)."""
+        while True:
+            tag = entropy.tag()
+            if tag not in self.by_tag:
+                return tag
+
+    def add(self, context: Context) -> None:
+        """Take a new context in. Raises ValueError when its pair or tag is taken."""
+        key = (context.outbound_key, context.fii)
+        if key in self._by_pair or context.local_tag in self.by_tag:
+            raise ValueError(f"a context for {context.pair} exists already")
+        self._by_pair[key] = context
+        self.by_tag[context.local_tag] = context
+
+    def remove(self, context: Context) -> None:
+        """Forget a context under every key."""
+        self._by_pair.pop((context.outbound_key, context.fii), None)
+        self.by_tag.pop(context.local_tag, None)
+        self.unbind_nonce(context)
+        self.bind_peer_tag(context, 0)
+        self.close(context)
+
+    def open(self, context: Context) -> None:
+        """Let packets find the context; forks are not found by their ULIDs."""
+        if context.fii == 0:
+            self.by_outbound[context.outbound_key] = context
+            self.by_inbound[context.inbound_key] = context
+
+    def close(self, context: Context) -> None:
+        """Let no packet find the context by its ULIDs any more."""
+        if self.by_outbound.get(context.outbound_key) is context:
+            del self.by_outbound[context.outbound_key]
+            del self.by_inbound[context.inbound_key]
+
+    def by_pair(self, key: bytes, fii: int = 0) -> Context | None:
+        """Find by local and peer ULID (32 octets) and fork, in whatever state."""
+        return self._by_pair.get((key, fii))
+
+    def bind_nonce(self, context: Context, nonce: int) -> None:
+        """Let R1 and R2 with this initiator nonce find the context."""
+        self.unbind_nonce(context)
+        self._by_nonce[nonce] = context
+
+    def unbind_nonce(self, context: Context) -> None:
+        """Let no R1 or R2 find the context any more."""
+        if context.handshake is not None:
+            nonce = context.handshake.initiator_nonce
+            if self._by_nonce.get(nonce) is context:
+                del self._by_nonce[nonce]
+
+    def by_nonce(self, nonce: int) -> Context | None:
+        """Find the context whose exchange uses this initiator nonce."""
+        return self._by_nonce.get(nonce)
+
+    def bind_peer_tag(self, context: Context, tag: Tag) -> None:
+        """Set CT(peer); 0 takes it away."""
+        if context.peer_tag:
+            siblings = self._by_peer_tag.get(context.peer_tag, [])
+            if context in siblings:
+                siblings.remove(context)
+            if not siblings:
+                self._by_peer_tag.pop(context.peer_tag, None)
+        context.peer_tag = tag
+        if tag:
+            self._by_peer_tag.setdefault(tag, []).append(context)
+
+    def by_peer_tag(self, tag: Tag) -> tuple[Context, ...]:
+        """All contexts whose peer chose this tag; different peers may choose the same."""
+        return tuple(self._by_peer_tag.get(tag, ()))
+
+    def by_sent(self, tag: Tag, route: LocatorPair) -> Context | None:
+        """Find the context that sent a packet with CT(peer) from and to these locators."""
+        for context in self._by_peer_tag.get(tag, ()):
+            if context.local_set.uplink_of(route.local) and context.peer_locator(route.peer):
+                return context
+        return None

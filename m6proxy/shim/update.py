@@ -1,0 +1,76 @@
+"""Telling the peer that our locators changed, and hearing it from the peer (RFC 5533 §10)."""
+
+from __future__ import annotations
+
+from m6proxy.errors import PeerViolation
+from m6proxy.names import LocatorPair
+from m6proxy.reasons import Reason
+from m6proxy.shim import reap
+from m6proxy.shim.context import Context, PendingUpdate
+from m6proxy.shim.core import Core
+from m6proxy.shim.effects import AskProof, What
+from m6proxy.shim.peerset import adopt_locators, offer
+from m6proxy.shim.timers import MAX_UPDATE_TIMEOUT_S, UPDATE_TIMEOUT_S, backoff_s
+from m6proxy.wire.message import UpdateAck, UpdateRequest, find
+from m6proxy.wire.options import SenderName
+
+
+def announce(core: Core, context: Context, now: float) -> None:
+    """§10.1, §10.3: send our whole set; whatever was not acknowledged is abandoned for it."""
+    request = UpdateRequest(context.peer_tag, core.entropy.nonce(), offer(core, context))
+    context.update = PendingUpdate(request)
+    _send(core, context, now)
+
+
+def handle_request(
+    core: Core, context: Context, message: UpdateRequest, route: LocatorPair, now: float
+) -> None:
+    """§10.4: take the peer's new set in and acknowledge it."""
+    adopt_locators(core, context, message.options, None)
+    name = find(message.options, SenderName)
+    if name is not None:
+        context.peer_name = name.name
+    core.send(UpdateAck(context.peer_tag, message.request_nonce), route)
+    core.report(What.UPDATED, context.pair, f"{len(context.peer_locators)} locators of the peer")
+    if context.peer_name is not None and not all(x.proved for x in context.peer_locators):
+        core.effects.append(AskProof(context.pair, context.peer_name))
+    current = context.peer_locator(context.route[16:])
+    if current is not None and current.broken:
+        reap.suspect(core, context, now)
+
+
+def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> None:
+    """§10.5: the peer has our set."""
+    update = context.update
+    if update is None or update.request.request_nonce != message.request_nonce:
+        raise PeerViolation(Reason.WRONG_NONCE, "an acknowledgement of nothing outstanding")
+    context.update = None
+
+
+def expire(core: Core, context: Context, now: float) -> None:
+    """§10.2: send an unacknowledged Update Request again; the backoff ends at 120 s."""
+    update = context.update
+    if update is not None and update.timeout_due_s and now >= update.timeout_due_s:
+        update.retries += 1
+        _send(core, context, now)
+
+
+def _send(core: Core, context: Context, now: float) -> None:
+    update = context.update
+    if update is None:
+        return
+    core.send(update.request, _signal_route(context))
+    nominal_s = backoff_s(UPDATE_TIMEOUT_S, update.retries, MAX_UPDATE_TIMEOUT_S)
+    update.timeout_due_s = now + nominal_s * core.entropy.uniform(0.5, 1.5)
+    core.rearm(context)
+
+
+def _signal_route(context: Context) -> LocatorPair:
+    """The current pair; from another of our locators when the current one is known dead."""
+    local, peer = context.locators
+    alive = [
+        octets
+        for octets, broken in zip(context.local_set.locators, context.local_set.broken, strict=True)
+        if not broken
+    ]
+    return LocatorPair(local if local in alive or not alive else alive[0], peer)
