@@ -10,16 +10,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-import dns.flags
-import dns.message
-import dns.rcode
-import dns.rdataclass
-import dns.rdatatype
-
-from m6proxy.discovery.answer import follow, host_addresses, name_text
-from m6proxy.discovery.codec import rdata_octets
+from m6proxy.discovery.overheard import parse_answer
+from m6proxy.errors import MalformedMessage
 from m6proxy.names import Address
 
 ADDRESSES_MAX = 65_536
@@ -27,21 +20,6 @@ NAMES_MAX = 4
 """Names kept for one address; the one seen longest ago goes first."""
 TTL_MIN_S = 60.0
 TTL_MAX_S = 86_400.0
-PAYLOAD_OCTETS_MAX = 4096
-"""A longer payload is not read: no UDP answer of use is so long."""
-ANSWERS_MAX = 32
-"""How many addresses of one answer are learned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """The useful part of one passing answer."""
-
-    names: tuple[str, ...]
-    """The name that was asked for, then the owner of the addresses when CNAMEs led there."""
-    addresses: tuple[Address, ...]
-    ttl_s: float
-    """The least TTL of the chain, not bounded."""
 
 
 class NameBook:
@@ -65,7 +43,10 @@ class NameBook:
 
     def learn(self, payload: bytes, now: float) -> tuple[tuple[str, Address], ...]:
         """Take in one UDP payload, untrusted; return the names that are new. Never raises."""
-        heard = parse_answer(payload)
+        try:
+            heard = parse_answer(payload)
+        except MalformedMessage:
+            heard = None
         if heard is None:
             self.ignored += 1
             return ()
@@ -104,25 +85,3 @@ class NameBook:
         while len(self._learned) > self._addresses_max:
             self._learned.popitem(last=False)
         return names
-
-
-def parse_answer(payload: bytes) -> Heard | None:
-    """Parse a passing DNS answer; None unless it is a good answer to one AAAA question."""
-    if len(payload) > PAYLOAD_OCTETS_MAX:
-        return None
-    try:
-        message = dns.message.from_wire(payload, ignore_trailing=True)
-    except Exception:  # hostile octets: whatever the parser raises, they teach nothing
-        return None
-    if not message.flags & dns.flags.QR or message.rcode() != dns.rcode.NOERROR:
-        return None
-    if len(message.question) != 1:
-        return None
-    question = message.question[0]
-    if question.rdtype != dns.rdatatype.AAAA or question.rdclass != dns.rdataclass.IN:
-        return None
-    chain = follow(message, question.name, dns.rdatatype.AAAA)
-    addresses = host_addresses(list(rdata_octets(chain.records or ())))[:ANSWERS_MAX]
-    names = filter(None, map(name_text, (question.name, chain.owner)))
-    heard = Heard(tuple(dict.fromkeys(names)), addresses, float(chain.ttl_s))
-    return heard if heard.names and heard.addresses else None

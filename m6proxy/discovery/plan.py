@@ -182,9 +182,7 @@ class _Found:
 
     def owned(self, until_s: float) -> NameData:
         """The data, when what binds the name to the address holds until then."""
-        return replace(
-            self.data, owns_ulid=True, expires_s=min(self.data.expires_s, until_s)
-        )
+        return replace(self.data, owns_ulid=True, expires_s=min(self.data.expires_s, until_s))
 
 
 class PeerPlan(Plan):
@@ -237,9 +235,7 @@ class PeerPlan(Plan):
 class NamedPlan(Plan):
     """Find what a claimed name holds, and whether the ULID bears it."""
 
-    def __init__(
-        self, name: str, ulid: Address, given: frozenset[Address] = NO_ADDRESSES
-    ) -> None:
+    def __init__(self, name: str, ulid: Address, given: frozenset[Address] = NO_ADDRESSES) -> None:
         """``given``: the addresses that the configuration gives the name."""
         super().__init__()
         self._name = name

@@ -23,7 +23,7 @@ class ContextTable:
         """Contexts by CT(local)."""
         self._by_pair: dict[tuple[bytes, int], Context] = {}
         self._by_nonce: dict[int, Context] = {}
-        self._by_peer_tag: dict[Tag, list[Context]] = {}
+        self._by_peer_tag: dict[Tag, tuple[Context, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._by_pair)
@@ -89,22 +89,22 @@ class ContextTable:
     def bind_peer_tag(self, context: Context, tag: Tag) -> None:
         """Set CT(peer); 0 takes it away."""
         if context.peer_tag:
-            siblings = self._by_peer_tag.get(context.peer_tag, [])
-            if context in siblings:
-                siblings.remove(context)
-            if not siblings:
+            others = tuple(x for x in self.by_peer_tag(context.peer_tag) if x is not context)
+            if others:
+                self._by_peer_tag[context.peer_tag] = others
+            else:
                 self._by_peer_tag.pop(context.peer_tag, None)
         context.peer_tag = tag
         if tag:
-            self._by_peer_tag.setdefault(tag, []).append(context)
+            self._by_peer_tag[tag] = (*self.by_peer_tag(tag), context)
 
     def by_peer_tag(self, tag: Tag) -> tuple[Context, ...]:
         """All contexts whose peer chose this tag; different peers may choose the same."""
-        return tuple(self._by_peer_tag.get(tag, ()))
+        return self._by_peer_tag.get(tag, ())
 
     def by_sent(self, tag: Tag, route: LocatorPair) -> Context | None:
         """Find the context that sent a packet with CT(peer) from and to these locators."""
-        for context in self._by_peer_tag.get(tag, ()):
+        for context in self.by_peer_tag(tag):
             if context.local_set.uplink_of(route.local) and context.peer_locator(route.peer):
                 return context
         return None

@@ -1,0 +1,40 @@
+"""``m6proxy status``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from m6proxy.cli.control import ask
+from m6proxy.cli.options import control_option, json_option
+
+
+@click.command()
+@control_option
+@json_option
+def status(control: Path | None, as_json: bool) -> None:
+    """The daemon at a glance."""
+    from m6proxy.cli.screen import age, show_json, show_lines
+
+    answer = ask(control, "/v1/status")
+    if as_json:
+        show_json(answer)
+        return
+    states = ", ".join(f"{count} {state}" for state, count in answer["contexts"].items() if count)
+    packets = ", ".join(f"{count} {name}" for name, count in answer["packets"].items())
+    losses = ", ".join(f"{count} {name}" for name, count in answer["losses"].items() if count)
+    show_lines(
+        [
+            ("site", answer["site"]),
+            ("daemon", f"m6proxy {answer['version']}, pid {answer['pid']}"),
+            ("started", age(answer["started_at"])),
+            ("data plane", answer["dataplane"]),
+            ("uplinks", f"{answer['uplinks_up']} of {answer['uplinks']} up"),
+            ("contexts", states or "none"),
+            ("peers", answer["peers"] or "none"),
+            ("packets", packets),
+            ("lost", losses or "none"),
+            ("dropped", answer["drops"] or "none"),
+        ]
+    )

@@ -1,0 +1,278 @@
+"""The configuration: one YAML file, read once, checked whole, then frozen.
+
+``load_config`` finds every problem in one pass: ``yamlpos`` those of the YAML, ``document``
+those of single keys, and this module those that lie between keys. Each is one line,
+``FILE:LINE: key: what is wrong; how to mend it``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from m6proxy.daemon.document import ConfigFile, check_keys
+from m6proxy.daemon.yamlpos import Document, KeyPath, parse_yaml
+from m6proxy.errors import SetupError
+from m6proxy.names import Address, Prefix, address, address_text
+from m6proxy.shim.policy import EstablishPolicy, Selector
+from m6proxy.steering.settings import SteeringSettings, UplinkSettings
+
+RUN_DIRECTORY = Path("/run/m6proxy")
+"""Where control sockets are, unless the configuration says otherwise."""
+
+
+class ConfigError(SetupError):
+    """The configuration cannot be used; ``problems`` has one line for each thing to mend."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+Uplink: TypeAlias = UplinkSettings
+"""One provider attachment: name, interface, prefix, gateway, preference (0 to 255)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSettings:
+    """Where and how m6proxy asks."""
+
+    servers: tuple[str, ...]
+    """IPv6 or IPv4 addresses in text form, at least one."""
+    port: int = 53
+    timeout_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that one gateway is told; valid by construction in ``load_config``."""
+
+    site: str
+    """The site's domain, lower case, without the final dot."""
+    lan: tuple[str, ...]
+    """Interfaces that hosts are behind."""
+    uplinks: tuple[Uplink, ...]
+    """The best preference first; equal ones in the order of the file."""
+    dns: DnsSettings
+    control: Path
+    """The control socket, absolute, at most 107 octets."""
+    establish: EstablishPolicy = field(default_factory=EstablishPolicy)
+    unknown_peers: Literal["ignore", "probe"] = "ignore"
+    send_timeout_s: float = 15.0
+    """RFC 5534 Send Timeout: how long an answer may be due before exploration starts."""
+    idle_s: float = 300.0
+    """After how long without packets a context is removed."""
+    max_contexts: int = 200_000
+    hosts: tuple[tuple[str, Address], ...] = ()
+    """Names of local hosts with their address; overrides PTR."""
+    peers: tuple[tuple[str, Address], ...] = ()
+    """Names of peers with each of their addresses; overrides discovery."""
+    queue_outbound: int = 140
+    queue_inbound: int = 141
+    table_base: int = 14_000
+    """The first of as many routing tables as there are uplinks."""
+    rule_priority: int = 14_000
+    manage_routes: bool = True
+
+    @property
+    def steering(self) -> SteeringSettings:
+        """What rules and routes are rendered from."""
+        return SteeringSettings(
+            site=self.site,
+            lan=self.lan,
+            uplinks=self.uplinks,
+            queue_outbound=self.queue_outbound,
+            queue_inbound=self.queue_inbound,
+            table_base=self.table_base,
+            rule_priority=self.rule_priority,
+        )
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration file. Raises ConfigError with all problems found."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            [f"{path}: cannot be read: {error.strerror}; give the right file with -c"]
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: this is not UTF-8 text; save it as UTF-8"]) from None
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, source: str) -> Config:
+    """Check the text of a configuration; ``source`` is its name in messages.
+
+    Raises ConfigError with all problems found.
+    """
+    document = parse_yaml(text)
+    file = check_keys(document)
+    _check_between_keys(document)
+    if document.faults or file is None:
+        faults = sorted(document.faults, key=lambda fault: fault.line)
+        raise ConfigError(
+            [
+                f"{source}:{fault.line}: " + (f"{fault.key}: " if fault.key else "") + fault.what
+                for fault in faults
+            ]
+        )
+    return _freeze(file)
+
+
+def _freeze(file: ConfigFile) -> Config:
+    uplinks = [
+        Uplink(
+            name=name,
+            interface=section.interface,
+            prefix=Prefix.parse(section.prefix),
+            gateway=address(section.gateway),
+            preference=section.preference,
+        )
+        for name, section in file.uplinks.items()
+    ]
+    establish, policy = file.policy.establish, file.policy
+    default_control = RUN_DIRECTORY / f"{file.site.partition('.')[0]}.sock"
+    return Config(
+        site=file.site,
+        lan=tuple(file.lan),
+        uplinks=tuple(sorted(uplinks, key=lambda uplink: uplink.preference)),
+        dns=DnsSettings(tuple(file.dns.servers), file.dns.port, file.dns.timeout_s),
+        control=Path(file.control) if file.control else default_control,
+        establish=EstablishPolicy(
+            after_octets=establish.after_octets,
+            after_packets=establish.after_packets,
+            after_s=establish.after_s,
+            always=tuple(Selector.parse(text) for text in establish.always),
+            never=tuple(Selector.parse(text) for text in establish.never),
+        ),
+        unknown_peers=policy.unknown_peers,
+        send_timeout_s=policy.send_timeout_s,
+        idle_s=policy.idle_s,
+        max_contexts=policy.max_contexts,
+        hosts=tuple((name, address(text)) for name, text in file.hosts.items()),
+        peers=tuple((name, address(text)) for name, texts in file.peers.items() for text in texts),
+        queue_outbound=file.queues.outbound,
+        queue_inbound=file.queues.inbound,
+        table_base=file.routing.table_base,
+        rule_priority=file.routing.rule_priority,
+        manage_routes=file.routing.manage,
+    )
+
+
+# What lies between keys. These look at the raw values, whatever of them can be understood,
+# so that a fault in one key does not hide another.
+
+
+def _check_between_keys(document: Document) -> None:
+    _check_interfaces(document)
+    prefixes = _check_prefixes(document)
+    _check_hosts(document, prefixes)
+    outbound = _at(document.value, "queues", "outbound")
+    inbound = _at(document.value, "queues", "inbound")
+    if (140 if outbound is None else outbound) == (141 if inbound is None else inbound):
+        key = "outbound" if inbound is None else "inbound"
+        document.add(("queues", key), "both directions have the same queue; use two numbers")
+    send_timeout_s = _at(document.value, "policy", "send_timeout_s")
+    idle_s = _at(document.value, "policy", "idle_s")
+    if (
+        isinstance(send_timeout_s, int | float)
+        and isinstance(idle_s, int | float)
+        and 60 <= idle_s <= send_timeout_s <= 100
+    ):
+        document.add(
+            ("policy", "idle_s"),
+            f"{idle_s} is not longer than send_timeout_s: a context would be removed before "
+            "its path can be found dead; make idle_s longer",
+        )
+
+
+def _check_interfaces(document: Document) -> None:
+    seen: dict[str, KeyPath] = {}
+    lan = _at(document.value, "lan")
+    named: list[tuple[KeyPath, object]] = (
+        [(("lan", i), name) for i, name in enumerate(lan)] if isinstance(lan, list) else []
+    )
+    named += [
+        (("uplinks", name, "interface"), section.get("interface"))
+        for name, section in _uplinks(document)
+    ]
+    for path, interface in named:
+        if not isinstance(interface, str):
+            continue
+        if interface in seen:
+            where = document.line_of(seen[interface])
+            document.add(
+                path,
+                f"interface {interface} has a part already (line {where}); "
+                "give each LAN and uplink its own",
+            )
+        seen.setdefault(interface, path)
+
+
+def _check_prefixes(document: Document) -> list[Prefix]:
+    known: list[tuple[str, Prefix]] = []
+    for name, section in _uplinks(document):
+        try:
+            prefix = Prefix.parse(str(section.get("prefix")))
+        except ValueError:
+            continue
+        if 1 <= prefix.length <= 64:
+            known.append((name, prefix))
+    for (earlier_name, earlier), (later_name, later) in combinations(known, 2):
+        if earlier.overlaps(later):
+            document.add(
+                ("uplinks", later_name, "prefix"),
+                f"{later} overlaps {earlier} of {earlier_name}; give each uplink its own prefix",
+            )
+    for name, prefix in known[1:]:
+        first_name, first = known[0]
+        if prefix.length != first.length:
+            document.add(
+                ("uplinks", name, "prefix"),
+                f"wrong prefix length /{prefix.length}: {first_name} has /{first.length}, and a "
+                "locator is a host's address with one prefix in place of the other; "
+                "use the same length for all uplinks",
+            )
+    return [prefix for _, prefix in known]
+
+
+def _check_hosts(document: Document, prefixes: list[Prefix]) -> None:
+    hosts = _at(document.value, "hosts")
+    seen: dict[Address, str] = {}
+    for name, text in hosts.items() if isinstance(hosts, dict) else ():
+        try:
+            host = address(str(text))
+        except ValueError:
+            continue
+        if prefixes and not any(prefix.contains(host) for prefix in prefixes):
+            document.add(
+                ("hosts", name),
+                f"{address_text(host)} is in none of the uplinks' prefixes; "
+                "write an address that the host has from one of them",
+            )
+        if host in seen:
+            document.add(
+                ("hosts", name),
+                f"{address_text(host)} is {seen[host]} already; give each host one name",
+            )
+        seen.setdefault(host, name)
+
+
+def _uplinks(document: Document) -> Iterator[tuple[str, dict[str, object]]]:
+    uplinks = _at(document.value, "uplinks")
+    for name, section in uplinks.items() if isinstance(uplinks, dict) else ():
+        if isinstance(section, dict):
+            yield name, section
+
+
+def _at(value: object, *path: str) -> object:
+    """The raw value at a path, or None."""
+    for key in path:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value

@@ -1,0 +1,185 @@
+"""The control socket: HTTP over a UNIX socket, read-only JSON and the metrics.
+
+Whoever may open the socket may read: it is made with mode 0660.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from m6proxy import __version__
+from m6proxy.daemon import clock, metrics, view
+from m6proxy.daemon.config import Config
+from m6proxy.daemon.journal import Journal
+from m6proxy.daemon.loop import Loop
+from m6proxy.dataplane.port import DataPlane
+from m6proxy.errors import SetupError
+from m6proxy.shim.engine import Engine
+
+_MODE = 0o660
+
+
+class Snapshots(Protocol):
+    """What the control socket needs of the resolver."""
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """What is known of each peer address."""
+
+
+class ControlServer:
+    """Answers questions about one daemon."""
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        loop: Loop,
+        dataplane: DataPlane,
+        discovery: Snapshots,
+        journal: Journal,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._loop = loop
+        self._dataplane = dataplane
+        self._discovery = discovery
+        self._journal = journal
+        self._started_unix_s = time.time()
+        self._runner: web.AppRunner | None = None
+        self.uplink_reasons: dict[str, str] = {}
+
+    async def start(self) -> None:
+        """Listen. Raises SetupError when another daemon has the socket or it cannot be made."""
+        path = self._config.control
+        claim_socket(path)
+        app = web.Application(middlewares=[_errors_as_json])
+        routes: dict[str, Callable[[web.Request], Any]] = {
+            "/v1/status": lambda _: self._status(),
+            "/v1/contexts": lambda _: [
+                view.context_view(context, clock.unix_time) for context in self._engine.contexts()
+            ],
+            "/v1/peers": lambda _: view.peers_view(self._discovery.snapshot(), self._engine),
+            "/v1/uplinks": lambda _: self._uplinks(),
+            "/v1/drops": lambda request: [
+                row
+                for row in view.drops_view(self._engine)
+                if row["count"] or request.query.get("all")
+            ],
+            "/v1/events": self._events,
+        }
+        for url, answer in routes.items():
+            app.router.add_get(url, _json_handler(answer))
+        app.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            await web.UnixSite(self._runner, str(path)).start()
+            path.chmod(_MODE)
+        except OSError as error:
+            await self._runner.cleanup()
+            raise SetupError(
+                f"control socket {path}: {error.strerror}; choose another path under `control:`"
+            ) from None
+
+    async def stop(self) -> None:
+        """Stop listening and remove the socket."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+            self._config.control.unlink(missing_ok=True)
+
+    def _status(self) -> dict[str, Any]:
+        engine = self._engine
+        states = Counter(context.state.value for context in engine.contexts())
+        uplinks = engine.uplinks
+        return {
+            "version": __version__,
+            "site": self._config.site,
+            "pid": os.getpid(),
+            "started_at": round(self._started_unix_s, 3),
+            "dataplane": "nfqueue",
+            "contexts": dict(states),
+            "peers": len(self._discovery.snapshot()),
+            "uplinks_up": sum(uplink.up for uplink in uplinks),
+            "uplinks": len(uplinks),
+            "packets": {
+                "outbound": self._loop.packets_outbound,
+                "inbound": self._loop.packets_inbound,
+                "rewritten": engine.rewritten,
+                "restored": engine.restored,
+            },
+            "losses": self._dataplane.losses(),
+            "drops": sum(engine.drops.values()),
+        }
+
+    def _uplinks(self) -> list[dict[str, Any]]:
+        return view.uplinks_view(self._engine, self._config, self.uplink_reasons)
+
+    def _events(self, request: web.Request) -> list[dict[str, Any]]:
+        after = request.query.get("after", "0")
+        if not after.isdecimal():
+            raise web.HTTPBadRequest(text="after is the number of an event")
+        return [asdict(entry) for entry in self._journal.after(int(after))]
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body = metrics.render(self._status(), self._uplinks(), view.drops_view(self._engine))
+        return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+def claim_socket(path: Path) -> None:
+    """Make sure that nobody listens on ``path``, and remove what a dead daemon left there.
+
+    Raises SetupError when a daemon runs already, or something else is in the way.
+    """
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise SetupError(
+            f"{path} is in the way and no socket; remove it or change `control:`"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        trial.settimeout(1.0)
+        try:
+            trial.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            raise SetupError(f"control socket {path}: {error}; is another daemon stuck?") from None
+    raise SetupError(
+        f"m6proxy runs already with the control socket {path}; stop it first, or ask it with "
+        f"m6proxy status --control {path}"
+    )
+
+
+def _json_handler(
+    answer: Callable[[web.Request], Any],
+) -> Callable[[web.Request], Any]:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response(answer(request))
+
+    return handler
+
+
+@web.middleware
+async def _errors_as_json(
+    request: web.Request, handler: Callable[[web.Request], Any]
+) -> web.StreamResponse:
+    try:
+        response: web.StreamResponse = await handler(request)
+    except web.HTTPException as refused:
+        return web.json_response({"error": refused.text or refused.reason}, status=refused.status)
+    except asyncio.CancelledError:
+        raise
+    return response

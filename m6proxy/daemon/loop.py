@@ -1,0 +1,186 @@
+"""The loop: it brings packets, time and answers to the engine, and carries effects out.
+
+It decides nothing. The data plane calls ``_outbound`` and ``_inbound`` for every packet;
+after each of them, and after each input that has no packet, waiting effects are carried out
+in order. The alarm is set to the engine's next deadline, and anew on each Wake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from m6proxy.daemon.journal import Journal
+from m6proxy.dataplane.port import DataPlane
+from m6proxy.discovery.capability import NameData
+from m6proxy.discovery.names_book import NameBook
+from m6proxy.names import Address, UlidPair, address_text
+from m6proxy.shim.effects import (
+    AskCapability,
+    AskProof,
+    Effect,
+    InstallFlow,
+    LearnNames,
+    RemoveFlow,
+    Report,
+    SendPacket,
+    Wake,
+)
+from m6proxy.shim.engine import Engine
+from m6proxy.shim.verdict import Verdict
+
+LOOKUPS_MAX = 1024
+"""DNS questions of the engine under way at once; further ones are answered 'unknown'."""
+
+
+class Discovery(Protocol):
+    """What the loop needs of the resolver."""
+
+    async def peer(self, octets: Address) -> NameData | None:
+        """What DNS says of the host at an address."""
+
+    async def named(self, name: str, ulid: Address) -> NameData | None:
+        """What DNS says of a name that the owner of a ULID claims."""
+
+    async def local_name(self, ulid: Address) -> str | None:
+        """The DNS name of a local host."""
+
+
+class Loop:
+    """Connects one engine with one data plane and one resolver, in the running event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        dataplane: DataPlane,
+        discovery: Discovery,
+        book: NameBook,
+        journal: Journal,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._dataplane = dataplane
+        self._discovery = discovery
+        self._book = book
+        self._journal = journal
+        self._clock = clock
+        self._alarm: asyncio.TimerHandle | None = None
+        self._lookups: set[asyncio.Task[None]] = set()
+        self.packets_outbound = 0
+        self.packets_inbound = 0
+
+    def start(self) -> None:
+        """Open the data plane; packets flow from now on. Raises SetupError."""
+        self._dataplane.open(outbound=self._sink_outbound(), inbound=self._sink_inbound())
+
+    async def stop(self) -> None:
+        """Let no packet in any more and give up what is under way."""
+        self._dataplane.close()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for task in tuple(self._lookups):
+            task.cancel()
+        await asyncio.gather(*self._lookups, return_exceptions=True)
+
+    def uplink_changed(self, name: str, up: bool, why: str, mtu: int) -> None:
+        """The kernel says that an uplink came, went or changed its MTU (octets)."""
+        before = {uplink.name: uplink.up for uplink in self._engine.uplinks}[name]
+        if before != up:
+            self._journal.note("uplink up" if up else "uplink down", f"{name}: {why}")
+        self._engine.handle_uplink(name, up=up, mtu=mtu, now=self._clock())
+        self._carry_out()
+
+    # --- packets -----------------------------------------------------------------------
+
+    def _sink_outbound(self) -> Callable[[bytes], Verdict]:
+        handle, clock, outbox = self._engine.handle_outbound, self._clock, self._engine.outbox
+
+        def outbound(packet: bytes) -> Verdict:
+            self.packets_outbound += 1
+            verdict = handle(packet, clock())
+            if outbox:
+                self._carry_out()
+            return verdict
+
+        return outbound
+
+    def _sink_inbound(self) -> Callable[[bytes], Verdict]:
+        handle, clock, outbox = self._engine.handle_inbound, self._clock, self._engine.outbox
+
+        def inbound(packet: bytes) -> Verdict:
+            self.packets_inbound += 1
+            verdict = handle(packet, clock())
+            if outbox:
+                self._carry_out()
+            return verdict
+
+        return inbound
+
+    # --- time ----------------------------------------------------------------------------
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        deadline_s = self._engine.next_deadline()
+        if deadline_s is not None:
+            delay_s = max(0.0, deadline_s - self._clock())
+            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        self._alarm = None
+        self._engine.handle_timer(self._clock())
+        self._carry_out()
+        self._set_alarm()
+
+    # --- effects -------------------------------------------------------------------------
+
+    def _carry_out(self) -> None:
+        while effects := self._engine.take_effects():
+            for effect in effects:
+                self._carry_out_one(effect)
+
+    def _carry_out_one(self, effect: Effect) -> None:
+        match effect:
+            case SendPacket(packet):
+                self._dataplane.send(packet)
+            case Wake():
+                self._set_alarm()
+            case Report(what, pair, detail):
+                self._journal.note(what.value, detail, pair)
+            case LearnNames(payload):
+                for name, octets in self._book.learn(payload, self._clock()):
+                    self._journal.note("name learned", f"{name} is {address_text(octets)}")
+            case InstallFlow() | RemoveFlow():
+                self._dataplane.apply_flows((effect,))
+            case AskCapability(pair):
+                self._look_up(self._ask_capability(pair))
+            case AskProof(pair, name):
+                self._look_up(self._ask_proof(pair, name))
+
+    def _look_up(self, question: Coroutine[Any, Any, None]) -> None:
+        if len(self._lookups) >= LOOKUPS_MAX:
+            question.close()
+            self._journal.note("lookup refused", f"{LOOKUPS_MAX} are under way")
+            return
+        task = asyncio.get_running_loop().create_task(question)
+        self._lookups.add(task)
+        task.add_done_callback(self._lookups.discard)
+
+    async def _ask_capability(self, pair: UlidPair) -> None:
+        data, local_name = await asyncio.gather(
+            self._discovery.peer(pair.peer), self._discovery.local_name(pair.local)
+        )
+        self._engine.handle_capability(pair, data, local_name, self._clock())
+        self._carry_out()
+
+    async def _ask_proof(self, pair: UlidPair, name: str | None) -> None:
+        data, local_name = await asyncio.gather(
+            self._named(name, pair.peer), self._discovery.local_name(pair.local)
+        )
+        self._engine.handle_proof(pair, data, local_name, self._clock())
+        self._carry_out()
+
+    async def _named(self, name: str | None, ulid: Address) -> NameData | None:
+        return await self._discovery.named(name, ulid) if name is not None else None

@@ -1,0 +1,200 @@
+"""``m6proxy run``: put the parts together, say ready, wait, and leave nothing behind.
+
+The order matters. First everything that can refuse without having changed anything: the
+system's features, the control socket, the queues. Then routes, then rules: packets reach the
+queues only when somebody listens. The end is the same backwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+
+from m6proxy.daemon import clock
+from m6proxy.daemon.checks import require_system
+from m6proxy.daemon.config import Config
+from m6proxy.daemon.control import ControlServer, claim_socket
+from m6proxy.daemon.entropy import SystemEntropy
+from m6proxy.daemon.journal import Journal
+from m6proxy.daemon.logs import configure_logs
+from m6proxy.daemon.loop import Loop
+from m6proxy.daemon.notify import Notifier
+from m6proxy.daemon.resolver import Resolver
+from m6proxy.dataplane.nfqueue import NfqueueDataPlane
+from m6proxy.discovery.names_book import NameBook
+from m6proxy.errors import SetupError
+from m6proxy.names import Address
+from m6proxy.shim.core import ShimSettings
+from m6proxy.shim.engine import Engine
+from m6proxy.shim.locators import Uplink
+from m6proxy.steering.apply import RuleBundles
+from m6proxy.steering.flows import RehomedChain
+from m6proxy.steering.routes import SourceRouting
+from m6proxy.steering.uplinks import UplinkWatch
+
+_IF_INET6 = Path("/proc/thread-self/net/if_inet6")
+_GLOBAL_SCOPE = "00"
+_RULES_INTERVAL_S = 10.0
+
+
+def run(config: Config) -> int:
+    """Run the daemon until SIGTERM or SIGINT; returns the exit code. Raises SetupError."""
+    configure_logs()
+    require_system(config)
+    claim_socket(config.control)
+    return asyncio.run(_run(config))
+
+
+async def _run(config: Config) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    daemon = Daemon(config)
+    notifier = Notifier.from_environment()
+    try:
+        await daemon.start()
+        notifier.ready(f"{config.site}: {len(config.uplinks)} uplinks")
+        structlog.get_logger("m6proxy").info("ready", site=config.site, control=str(config.control))
+        await _wait(stop, notifier)
+    finally:
+        notifier.stopping()
+        await daemon.stop()
+    return 0
+
+
+async def _wait(stop: asyncio.Event, notifier: Notifier) -> None:
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), notifier.watchdog_interval_s)
+        notifier.alive()
+
+
+class Daemon:
+    """All parts of one gateway's daemon, in the network namespace of the calling thread."""
+
+    def __init__(self, config: Config) -> None:
+        steering = config.steering
+        self._routing = SourceRouting(steering) if config.manage_routes else None
+        self._bundles = RuleBundles(steering)
+        self._chain = RehomedChain(self._bundles.apply_rehomed)
+        self._dataplane = NfqueueDataPlane(
+            queue_outbound=config.queue_outbound,
+            queue_inbound=config.queue_inbound,
+            flows=self._chain,
+        )
+        self._engine = Engine(shim_settings(config), SystemEntropy())
+        book = NameBook(_grouped(config.peers))
+        self._resolver = Resolver(
+            config.dns.servers,
+            port=config.dns.port,
+            timeout_s=config.dns.timeout_s,
+            clock=clock.monotonic,
+            book=book,
+            hosts={octets: name for name, octets in config.hosts},
+            peers=_grouped(config.peers),
+        )
+        self._journal = Journal(time.time)
+        self._loop = Loop(
+            self._engine, self._dataplane, self._resolver, book, self._journal, clock.monotonic
+        )
+        self._control = ControlServer(
+            config, self._engine, self._loop, self._dataplane, self._resolver, self._journal
+        )
+        self._watch = UplinkWatch(
+            steering,
+            self._uplink_changed,
+            repair=self._routing.repair if self._routing is not None else None,
+        )
+        self._ruled = False
+        self._stopping = asyncio.Event()
+        self._guard: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start everything. Raises SetupError; then ``stop`` takes back what was done."""
+        self._loop.start()
+        await self._control.start()
+        self._ruled = True
+        if self._routing is not None:
+            for line in await asyncio.to_thread(self._routing.apply):
+                self._journal.note("uplink waits", line)
+        await self._watch.start()
+        await asyncio.to_thread(self._bundles.apply)
+        self._guard = asyncio.get_running_loop().create_task(self._keep_rules())
+
+    async def stop(self) -> None:
+        """Take out rules and routes, then stop listening."""
+        self._stopping.set()
+        if self._guard is not None:
+            await self._guard
+        self._watch.close()
+        await self._chain.close()
+        if self._ruled:
+            await asyncio.to_thread(self._bundles.remove)
+            if self._routing is not None:
+                await asyncio.to_thread(self._routing.remove)
+        await self._loop.stop()
+        await self._control.stop()
+
+    async def _keep_rules(self) -> None:
+        """Somebody who reloads his firewall takes our chains away: put them back.
+
+        Never cancelled: a run of ip6tables-restore in its thread must end before the removal.
+        """
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _RULES_INTERVAL_S)
+                return
+            try:
+                wrong = await asyncio.to_thread(self._bundles.verify)
+                if wrong:
+                    self._journal.note("rules put back", "; ".join(wrong))
+                    await asyncio.to_thread(self._bundles.apply)
+                    self._chain.forget_written()
+            except SetupError as refused:
+                self._journal.note("rules not put back", str(refused))
+
+    def _uplink_changed(self, name: str, up: bool, why: str, mtu: int) -> None:
+        self._control.uplink_reasons[name] = why
+        self._loop.uplink_changed(name, up, why, mtu)
+
+
+def shim_settings(config: Config) -> ShimSettings:
+    """What the engine has to know of the configuration."""
+    return ShimSettings(
+        uplinks=tuple(
+            Uplink(uplink.name, uplink.prefix, uplink.preference) for uplink in config.uplinks
+        ),
+        establish=config.establish,
+        probe_unknown=config.unknown_peers == "probe",
+        send_timeout_s=config.send_timeout_s,
+        idle_s=config.idle_s,
+        max_contexts=config.max_contexts,
+        gateway=own_address(config.lan, _IF_INET6.read_text()),
+    )
+
+
+def own_address(interfaces: Iterable[str], table: str) -> Address | None:
+    """The gateway's own address towards the hosts: global if it has one, else None.
+
+    ``table`` is the text of /proc/net/if_inet6.
+    """
+    wanted = set(interfaces)
+    for line in table.splitlines():
+        octets, _, _, scope, _, interface = line.split()
+        if interface in wanted and scope == _GLOBAL_SCOPE:
+            return bytes.fromhex(octets)
+    return None
+
+
+def _grouped(pairs: Iterable[tuple[str, Address]]) -> dict[Address, tuple[str, ...]]:
+    """Names by address, in the order of the configuration."""
+    grouped: dict[Address, tuple[str, ...]] = {}
+    for name, octets in pairs:
+        grouped[octets] = (*grouped.get(octets, ()), name)
+    return grouped

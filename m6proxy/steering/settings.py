@@ -1,0 +1,78 @@
+"""What steering has to know about the site: a plain value, made from the configuration.
+
+Steering stands below the daemon and cannot see its configuration model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from m6proxy.names import ADDRESS_OCTETS, Address, Prefix
+
+_INTERFACE = re.compile(r"[A-Za-z0-9_.@:-]{1,15}")
+_SITE = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+_RESERVED_TABLES = range(253, 256)
+"""default, main and local: never ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkSettings:
+    """One provider attachment."""
+
+    name: str
+    interface: str
+    prefix: Prefix
+    gateway: Address
+    """The provider's router, 16 octets; reached through ``interface``."""
+    preference: int = 1
+    """The lower the better."""
+
+    def __post_init__(self) -> None:
+        if not _INTERFACE.fullmatch(self.interface):
+            raise ValueError(f"{self.interface!r} is not an interface name")
+        if len(self.gateway) != ADDRESS_OCTETS:
+            raise ValueError("a gateway is an address of 16 octets")
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringSettings:
+    """Everything that rules and routes are rendered from."""
+
+    site: str
+    lan: tuple[str, ...]
+    """Interfaces towards the hosts."""
+    uplinks: tuple[UplinkSettings, ...]
+    queue_outbound: int = 140
+    """NFQUEUE number, 0 to 65535."""
+    queue_inbound: int = 141
+    table_base: int = 14_000
+    """The routing table of the first uplink; the next ones follow."""
+    rule_priority: int = 14_000
+    """Priority of the rule that spares connected networks; the next number selects the table."""
+
+    def __post_init__(self) -> None:
+        if not _SITE.fullmatch(self.site):
+            raise ValueError(f"{self.site!r} is not a site name")
+        if not self.lan or not self.uplinks:
+            raise ValueError("a site has at least one LAN interface and one uplink")
+        for interface in self.lan:
+            if not _INTERFACE.fullmatch(interface):
+                raise ValueError(f"{interface!r} is not an interface name")
+        queues = (self.queue_outbound, self.queue_inbound)
+        if not all(0 <= queue <= 0xFFFF for queue in queues) or queues[0] == queues[1]:
+            raise ValueError("the queues are two different numbers from 0 to 65535")
+        tables = range(self.table_base, self.table_base + len(self.uplinks))
+        if tables.start < 1 or tables.stop > 1 << 32 or set(tables) & set(_RESERVED_TABLES):
+            raise ValueError(f"tables {tables.start} to {tables.stop - 1} are not all free to use")
+        if not 1 <= self.rule_priority < 32_765:
+            raise ValueError("the rule priority is a number from 1 to 32764, before main's")
+
+    @property
+    def comment(self) -> str:
+        """The words that every rule of ours carries."""
+        return f"m6proxy {self.site}"
+
+    def table(self, uplink: UplinkSettings) -> int:
+        """Return the number of an uplink's routing table."""
+        return self.table_base + self.uplinks.index(uplink)

@@ -1,0 +1,403 @@
+"""The configuration: what it means, and what the operator is told when it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m6proxy.daemon.config import Config, ConfigError, load_config, parse_config
+from m6proxy.daemon.document import ConfigFile, Section
+from m6proxy.errors import SetupError
+from m6proxy.names import Prefix, address
+from m6proxy.shim.policy import EstablishPolicy, Selector
+
+CONTRACT = """\
+site: alpha.example
+lan: [lan0]
+uplinks:
+  isp1: {interface: wan1, prefix: "2001:db8:a1::/48", gateway: "2001:db8:f1::1", preference: 1}
+  isp2: {interface: wan2, prefix: "2001:db8:a2::/48", gateway: "2001:db8:f2::1", preference: 2}
+dns: {servers: ["2001:db8:ff::53"]}
+policy: {establish: {after_octets: 2048, after_s: 10}, unknown_peers: ignore, send_timeout_s: 3}
+control: /run/m6proxy/alpha.sock
+"""
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        parse_config(text, "f.yaml")
+    assert isinstance(raised.value, SetupError)
+    assert str(raised.value) == "\n".join(raised.value.problems)
+    return raised.value.problems
+
+
+def changed(old: str, new: str) -> str:
+    assert old in CONTRACT
+    return CONTRACT.replace(old, new)
+
+
+def test_the_contract_means_what_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "alpha.yaml"
+    path.write_text(CONTRACT)
+    config = load_config(path)
+    assert config.site == "alpha.example"
+    assert config.lan == ("lan0",)
+    first, second = config.uplinks
+    assert (first.name, first.interface, first.preference) == ("isp1", "wan1", 1)
+    assert first.prefix == Prefix.parse("2001:db8:a1::/48")
+    assert first.gateway == address("2001:db8:f1::1")
+    assert second.name == "isp2"
+    assert config.dns.servers == ("2001:db8:ff::53",)
+    assert config.establish == EstablishPolicy(after_octets=2048, after_s=10.0)
+    assert config.unknown_peers == "ignore"
+    assert config.send_timeout_s == 3.0
+    assert config.control == Path("/run/m6proxy/alpha.sock")
+
+
+def test_what_is_left_out_has_a_default() -> None:
+    config = parse_config("".join(CONTRACT.splitlines(keepends=True)[:6]), "f")
+    assert config == Config(
+        site=config.site,
+        lan=config.lan,
+        uplinks=config.uplinks,
+        dns=config.dns,
+        control=Path("/run/m6proxy/alpha.sock"),
+    )
+    assert (config.queue_outbound, config.queue_inbound) == (140, 141)
+    assert (config.table_base, config.rule_priority, config.manage_routes) == (14000, 14000, True)
+    assert (config.idle_s, config.max_contexts, config.send_timeout_s) == (300.0, 200_000, 15.0)
+    assert (config.dns.port, config.dns.timeout_s) == (53, 2.0)
+
+
+def test_everything_can_be_set() -> None:
+    config = parse_config(
+        CONTRACT.replace("after_s: 10", "after_s: null, always: [tcp/22], never: ['2001:db8::/32']")
+        + """
+hosts: {A1.alpha.example.: "2001:db8:a1::11"}
+peers: {b1.beta.example: ["2001:db8:b1::11", "2001:db8:b2::11"]}
+queues: {outbound: 7, inbound: 8}
+routing: {table_base: 500, rule_priority: 9, manage: false}
+""",
+        "f",
+    )
+    assert config.establish.after_s is None
+    assert config.establish.always == (Selector(protocol=6, port=22),)
+    assert config.establish.never == (Selector(prefix=Prefix.parse("2001:db8::/32")),)
+    assert config.hosts == (("a1.alpha.example", address("2001:db8:a1::11")),)
+    assert config.peers == (
+        ("b1.beta.example", address("2001:db8:b1::11")),
+        ("b1.beta.example", address("2001:db8:b2::11")),
+    )
+    assert (config.queue_outbound, config.queue_inbound) == (7, 8)
+    assert (config.table_base, config.rule_priority, config.manage_routes) == (500, 9, False)
+    assert config.steering.uplinks == config.uplinks
+    assert config.steering.table_base == 500
+
+
+def test_the_better_preference_comes_first() -> None:
+    config = parse_config(changed("preference: 1", "preference: 200"), "f")
+    assert [uplink.name for uplink in config.uplinks] == ["isp2", "isp1"]
+
+
+def test_a_gateway_may_be_link_local() -> None:
+    config = parse_config(changed("2001:db8:f1::1", "fe80::1"), "f")
+    assert config.uplinks[0].gateway == address("fe80::1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("site:", "sit:", "f.yaml:1: sit: unknown key; did you mean `site`?"),
+        (
+            "interface: wan1",
+            "interfaces: wan1",
+            "f.yaml:4: uplinks.isp1.interfaces: unknown key; did you mean `interface`?",
+        ),
+        (
+            "after_octets: 2048",
+            "after_bytes: 2048",
+            "f.yaml:7: policy.establish.after_bytes: unknown key; did you mean `after_octets`?",
+        ),
+        (
+            "control:",
+            "frobnicate: 1\ncontrol:",
+            "f.yaml:8: frobnicate: unknown key; the keys here are site, lan, uplinks, dns, policy, "
+            "hosts, peers, queues, routing, control",
+        ),
+        (
+            "alpha.example",
+            "al pha",
+            "f.yaml:1: site: 'al pha' is not a domain name; write for example a1.alpha.example",
+        ),
+        (
+            "alpha.example",
+            "no",
+            "f.yaml:1: site: false is not text; put it in quotes",
+        ),
+        (
+            "[lan0]",
+            "lan0",
+            "f.yaml:2: lan: 'lan0' is not a list of at least one interface; "
+            "write for example `[lan0]`",
+        ),
+        (
+            "[lan0]",
+            "[]",
+            "f.yaml:2: lan: [] is not a list of at least one interface; write for example `[lan0]`",
+        ),
+        (
+            "[lan0]",
+            "[lan0, wan2]",
+            "f.yaml:5: uplinks.isp2.interface: interface wan2 has a part already (line 2); "
+            "give each LAN and uplink its own",
+        ),
+        (
+            "wan2",
+            "wan1",
+            "f.yaml:5: uplinks.isp2.interface: interface wan1 has a part already (line 4); "
+            "give each LAN and uplink its own",
+        ),
+        (
+            "wan2",
+            "wan2/x",
+            "f.yaml:5: uplinks.isp2.interface: 'wan2/x' is not an interface name; "
+            "`ip link` lists them",
+        ),
+        (
+            "2001:db8:a2::/48",
+            "2001:db8:a2::1/48",
+            "f.yaml:5: uplinks.isp2.prefix: 2001:db8:a2::1/48 has host bits set; "
+            "write 2001:db8:a2::/48",
+        ),
+        (
+            "2001:db8:a2::/48",
+            "2001:db8:a2::/65",
+            "f.yaml:5: uplinks.isp2.prefix: 2001:db8:a2::/65: wrong prefix length 65; "
+            "write the prefix that the provider delegated, from /1 to /64",
+        ),
+        (
+            "2001:db8:a2::/48",
+            "2001:db8:a2::/56",
+            "f.yaml:5: uplinks.isp2.prefix: wrong prefix length /56: isp1 has /48, and a locator "
+            "is a host's address with one prefix in place of the other; "
+            "use the same length for all uplinks",
+        ),
+        (
+            "2001:db8:a2::/48",
+            "2001:db8:a1::/48",
+            "f.yaml:5: uplinks.isp2.prefix: 2001:db8:a1::/48 overlaps 2001:db8:a1::/48 of isp1; "
+            "give each uplink its own prefix",
+        ),
+        (
+            "2001:db8:a2::/48",
+            "10.0.0.0/8",
+            "f.yaml:5: uplinks.isp2.prefix: '10.0.0.0/8' is not an IPv6 prefix; "
+            "write for example '2001:db8:a1::/48'",
+        ),
+        (
+            "2001:db8:f2::1",
+            "ff02::1",
+            "f.yaml:5: uplinks.isp2.gateway: ff02::1 is not the address of one machine; "
+            "write its unicast address",
+        ),
+        (
+            "2001:db8:f2::1",
+            "fe80::1%wan2",
+            "f.yaml:5: uplinks.isp2.gateway: 'fe80::1%wan2' is not an IPv6 address; "
+            "write for example '2001:db8:f1::1'",
+        ),
+        (
+            ", preference: 2",
+            "",
+            "f.yaml:5: uplinks.isp2.preference: is missing; add `preference: 1`",
+        ),
+        (
+            "preference: 2",
+            "preference: true",
+            "f.yaml:5: uplinks.isp2.preference: true is not a whole number from 0 to 255, "
+            "lower is better; write for example `1`",
+        ),
+        (
+            "isp2:",
+            "isp1:",
+            "f.yaml:5: uplinks.isp1: stands here and in line 4; keep one of them",
+        ),
+        (
+            'dns: {servers: ["2001:db8:ff::53"]}',
+            "dns:",
+            "f.yaml:6: dns: nothing is not a mapping; the keys here are servers, port, timeout_s",
+        ),
+        (
+            "2001:db8:ff::53",
+            "ns.example",
+            "f.yaml:6: dns.servers[0]: 'ns.example' is not an IP address; "
+            "write for example '2001:db8:ff::53'",
+        ),
+        (
+            "unknown_peers: ignore",
+            "unknown_peers: ask",
+            "f.yaml:7: policy.unknown_peers: 'ask' is not one of `ignore` and `probe`; "
+            "write for example `ignore`",
+        ),
+        (
+            "send_timeout_s: 3",
+            "send_timeout_s: 101",
+            "f.yaml:7: policy.send_timeout_s: 101 is not seconds from 1 to 100; "
+            "write for example `15`",
+        ),
+        (
+            "send_timeout_s: 3",
+            "send_timeout_s: 100, idle_s: 60",
+            "f.yaml:7: policy.idle_s: 60 is not longer than send_timeout_s: a context would be "
+            "removed before its path can be found dead; make idle_s longer",
+        ),
+        (
+            "after_s: 10",
+            "never: [icmp]",
+            "f.yaml:7: policy.establish.never[0]: 'icmp' is neither a prefix nor a protocol "
+            "(tcp, udp, esp, ah, icmpv6, sctp or a number up to 255); "
+            "write a prefix, a protocol, or protocol/port such as 'udp/53'",
+        ),
+        (
+            "/run/m6proxy/alpha.sock",
+            "alpha.sock",
+            "f.yaml:8: control: 'alpha.sock' is not an absolute path; begin it with /",
+        ),
+        (
+            "/run/m6proxy/alpha.sock",
+            "/" + "x" * 107,
+            "f.yaml:8: control: a socket's path has at most 107 octets and this one 108; "
+            "shorten it",
+        ),
+        (
+            "control:",
+            'hosts: {x.example: "2001:db8:ee::1"}\ncontrol:',
+            "f.yaml:8: hosts.x.example: 2001:db8:ee::1 is in none of the uplinks' prefixes; "
+            "write an address that the host has from one of them",
+        ),
+        (
+            "control:",
+            'hosts:\n  x.example: "2001:db8:a1::1"\n  y.example: "2001:db8:a1::1"\ncontrol:',
+            "f.yaml:10: hosts.y.example: 2001:db8:a1::1 is x.example already; "
+            "give each host one name",
+        ),
+        (
+            "control:",
+            "peers: {b1.beta.example: [2001:db8:b1::1, 5]}\ncontrol:",
+            "f.yaml:8: peers.b1.beta.example[1]: 5 is not text; put it in quotes",
+        ),
+        (
+            "control:",
+            "queues: {outbound: 141}\ncontrol:",
+            "f.yaml:8: queues.outbound: both directions have the same queue; use two numbers",
+        ),
+        (
+            "control:",
+            "routing: {table_base: 254}\ncontrol:",
+            "f.yaml:8: routing.table_base: 254 is not a routing table number from 256; "
+            "write for example `14000`",
+        ),
+    ],
+)
+def test_what_is_wrong_and_how_to_mend_it(old: str, new: str, line: str) -> None:
+    found = problems(changed(old, new))
+    if new.endswith(("interfaces: wan1", "sit:")):  # and then the right key is missing
+        assert any("is missing; add" in problem for problem in found)
+        found = [problem for problem in found if "is missing" not in problem]
+    assert found == [line]
+
+
+def test_all_problems_are_found_at_once_in_the_order_of_the_file() -> None:
+    text = (
+        CONTRACT.replace("wan2", "wan1")
+        .replace("2001:db8:a2::/48", "2001:db8:a1:8000::/49")
+        .replace("preference: 1", "preference: first")
+        .replace("lan:", "lam:")
+        .replace("after_s: 10", "after_s: -1")
+    )
+    found = problems(text)
+    assert [line.split(": ")[:2] for line in found] == [
+        ["f.yaml:1", "lan"],
+        ["f.yaml:2", "lam"],
+        ["f.yaml:4", "uplinks.isp1.preference"],
+        ["f.yaml:5", "uplinks.isp2.interface"],
+        ["f.yaml:5", "uplinks.isp2.prefix"],
+        ["f.yaml:5", "uplinks.isp2.prefix"],
+        ["f.yaml:7", "policy.establish.after_s"],
+    ]
+    assert all(";" in line for line in found if "did you mean" not in line)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "f.yaml:1: the file is empty; conf/alpha.yaml is an example to begin with"),
+        ("- site", "f.yaml:1: the file is not a mapping; write lines of `key: value`"),
+        (
+            "site: a\nlan: [lan0\ndns: 1",
+            "f.yaml:3: this is not YAML (expected ',' or ']', but got ':'); "
+            "check indentation, braces and quotes",
+        ),
+        ("a: &x 1\nb: *x", "f.yaml:2: aliases (*name) are not accepted; write the value out"),
+        (
+            "\nsite: !!python/object/apply:os.system [x]",
+            "f.yaml:2: tags (tag:yaml.org,2002:python/object/apply:os.system) are not accepted; "
+            "write the plain value",
+        ),
+        ('"si\\nte": 1', "f.yaml:1: si\\nte: unknown key; did you mean `site`?"),
+        ("[" * 5000, "f.yaml:1: nested deeper than 16 levels; check the brackets"),
+        (
+            "a: \x00",
+            "f.yaml:1: this is not YAML (unacceptable character #x0000: special characters are "
+            'not allowed in "<unicode string>", position 3); check indentation, braces and quotes',
+        ),
+    ],
+)
+def test_what_is_not_a_configuration_at_all(text: str, line: str) -> None:
+    assert [found for found in problems(text) if "is missing" not in found] == [line]
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "missing.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+    (tmp_path / "latin1.yaml").write_bytes(b"site: \xe4")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "latin1.yaml")
+
+
+@settings(max_examples=300)
+@given(
+    st.one_of(
+        st.text(),
+        st.text(alphabet="{}[]:,-*&!|>'\"%@`?#= \n\tab01"),
+        st.builds(
+            lambda at, length, junk: CONTRACT[:at] + junk + CONTRACT[at + length :],
+            st.integers(0, len(CONTRACT)),
+            st.integers(0, 20),
+            st.text(max_size=6),
+        ),
+    )
+)
+def test_any_text_is_a_configuration_or_a_list_of_lines(text: str) -> None:
+    try:
+        parse_config(text, "f.yaml")
+    except ConfigError as error:
+        assert error.problems
+        assert all(line.startswith("f.yaml:") and "\n" not in line for line in error.problems)
+
+
+def test_every_key_can_say_what_it_expects() -> None:
+    def visit(model: type[Section]) -> None:
+        for name, info in model.model_fields.items():
+            annotation = info.annotation
+            if isinstance(annotation, type) and issubclass(annotation, Section):
+                visit(annotation)
+            else:
+                assert info.examples, f"{model.__name__}.{name}"
+
+    visit(ConfigFile)
