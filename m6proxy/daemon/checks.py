@@ -13,6 +13,7 @@ from m6proxy.steering.checks import (
     Finding,
     Kernel,
     Level,
+    check_bridge_filter,
     check_forwarding,
     check_privileges,
     check_rules_features,
@@ -26,6 +27,7 @@ def check_system(config: Config) -> list[Finding]:
     if privileges.level is Level.OK:
         findings += check_rules_features()
     findings.append(check_forwarding())
+    findings += check_bridge_filter((*config.lan, *(x.interface for x in config.uplinks)))
     kernel = Kernel()
     try:
         findings += [kernel.check_interface(name) for name in config.lan]

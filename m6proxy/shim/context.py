@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from m6proxy.discovery.capability import NameData
 from m6proxy.names import Address, LocatorPair, Tag, UlidPair
 from m6proxy.proof.judge import Proof
 from m6proxy.shim.exploration import Exploration
+from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.locators import LocalSet, PeerLocator
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S
 from m6proxy.shim.transitions import CARRIES, CONTEXT, Input, ReapState, State
 from m6proxy.wire.message import UpdateRequest
+
+NO_LOCATORS: Final[frozenset[Address]] = frozenset()
+"""Shared: an empty set of one's own would be 216 octets in each context."""
 
 
 class Handshake:
@@ -63,6 +69,7 @@ class Context:
         "exploration",
         "fii",
         "handshake",
+        "held",
         "holddown_due_s",
         "inbound_key",
         "keepalive_due_s",
@@ -92,6 +99,7 @@ class Context:
         "send_timeout_s",
         "shim_tail",
         "state",
+        "suspects",
         "update",
         "wire_addresses",
     )
@@ -122,6 +130,10 @@ class Context:
         self.keepalive_due_s = NEVER
         self.keepalive_next_s = NEVER
         self.exploration: Exploration | None = None
+        self.suspects = NO_LOCATORS
+        """Locators of either end that the context had to leave; tried last."""
+        self.held: HeldSegments | None = None
+        """TCP segments that nothing answered yet, while an answer is due."""
         self.reproof_due_s = NEVER
         self.holddown_due_s = NEVER
 

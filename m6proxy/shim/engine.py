@@ -21,10 +21,20 @@ from m6proxy.discovery.capability import NameData
 from m6proxy.errors import MalformedMessage, PeerViolation
 from m6proxy.names import TAG_MASK, LocatorPair, UlidPair
 from m6proxy.reasons import Reason
-from m6proxy.shim import control, establish, forward, icmp, lifecycle, peerset, reap, update
+from m6proxy.shim import (
+    control,
+    establish,
+    forward,
+    icmp,
+    lifecycle,
+    outward,
+    peerset,
+    reap,
+    update,
+)
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core, ShimSettings
-from m6proxy.shim.effects import AskCapability, Effect, LearnNames, SendPacket, What
+from m6proxy.shim.effects import AskCapability, Effect, LearnNames, What
 from m6proxy.shim.entropy import Entropy
 from m6proxy.shim.locators import Uplink
 from m6proxy.shim.pending import PendingProofs
@@ -59,23 +69,14 @@ class Engine:
         context = self._by_outbound.get(packet[8:40])
         if context is None:
             return self._outbound_miss(packet, now)
-        octets = len(packet)
         context.packets_out += 1
-        context.octets_out += octets
+        context.octets_out += len(packet)
         context.last_traffic_s = now
         if context.send_due_s == NEVER:
-            reap.payload_out(self._core, context, now)
-        addresses = context.wire_addresses
-        if addresses is None:
+            reap.payload_out(self._core, context, packet, now)
+        if context.wire_addresses is None:
             return None
-        if octets + 8 > context.mtu:
-            return self._too_big(packet, context, now)
-        try:
-            rewritten = forward.rewrite(packet, addresses, context.shim_tail)
-        except MalformedMessage as malformed:
-            return self._core.drop(malformed.reason)
-        self._core.rewritten += 1
-        return rewritten
+        return outward.rewrite(self._core, context, packet, now)
 
     def handle_inbound(self, packet: bytes, now: float) -> Verdict:
         """Decide about a packet from an uplink to one of the site's prefixes."""
@@ -240,15 +241,6 @@ class Engine:
             return
         core.report(What.ASKED, pair)
         core.effects.append(AskCapability(pair))
-
-    def _too_big(self, packet: bytes, context: Context, now: float) -> Verdict:
-        """RFC 5533 §8, DESIGN §5: the host must leave room for our 8 octets."""
-        core = self._core
-        source = core.settings.gateway
-        if source is not None and core.icmp_limit.allow(packet[8:24], now):
-            mtu = context.mtu - forward.GROWTH_OCTETS
-            core.effects.append(SendPacket(icmp.packet_too_big(packet, source, mtu)))
-        return core.drop(Reason.TOO_BIG)
 
     def _inbound_special(self, packet: bytes, now: float) -> tuple[Verdict, bool]:
         """Returns a verdict and whether it is final."""

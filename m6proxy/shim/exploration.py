@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from m6proxy.names import LocatorPair
+from m6proxy.names import Address, LocatorPair
 from m6proxy.shim.locators import LocalSet, PeerLocator
 from m6proxy.shim.timers import (
     INITIAL_PROBE_TIMEOUT_S,
@@ -92,7 +92,10 @@ class Exploration:
 
 
 def candidates(
-    local: LocalSet, peer: Iterable[PeerLocator], current: LocatorPair
+    local: LocalSet,
+    peer: Iterable[PeerLocator],
+    current: LocatorPair,
+    suspects: frozenset[Address] = frozenset(),
 ) -> tuple[LocatorPair, ...]:
     """All pairs that may be probed, in the order in which to try them.
 
@@ -105,11 +108,11 @@ def candidates(
         octets for octets, broken in zip(local.locators, local.broken, strict=True) if not broken
     ]
     ranked = sorted(
-        (mine + theirs, theirs, LocatorPair(ours, peers[theirs]))
+        (len(suspects & {ours, peers[theirs]}), mine + theirs, theirs, ours)
         for mine, ours in enumerate(alive or local.locators)
         for theirs in range(len(peers))
     )
-    pairs = [pair for _, _, pair in ranked]
+    pairs = [LocatorPair(ours, peers[theirs]) for _, _, theirs, ours in ranked]
     return tuple(sorted(pairs, key=lambda pair: pair != current))
 
 

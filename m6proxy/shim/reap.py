@@ -14,11 +14,13 @@ from __future__ import annotations
 from m6proxy.errors import PeerViolation
 from m6proxy.names import LocatorPair
 from m6proxy.reasons import Reason
-from m6proxy.shim.context import Context
+from m6proxy.shim.context import NO_LOCATORS, Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof, What
 from m6proxy.shim.exploration import RECORDS_MAX, Exploration, best, candidates
+from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.lifecycle import use_route
+from m6proxy.shim.outward import send_held
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S, REPROOF_S
 from m6proxy.shim.transitions import REAP, Act, ReapEvent, ReapState
 from m6proxy.wire.message import Keepalive, Probe, ProbeRecord, ProbeState
@@ -30,8 +32,11 @@ _EVENT_OF_PROBE = {
 }
 
 
-def payload_out(core: Core, context: Context, now: float) -> None:
-    """§6.2. The packet path calls this only when a timer has to change."""
+def payload_out(core: Core, context: Context, packet: bytes, now: float) -> None:
+    """§6.2. The packet path calls this only when a timer has to change, or none runs."""
+    if context.held is None:
+        context.held = HeldSegments()
+    context.held.put(packet)
     if context.reap_state is ReapState.OPERATIONAL:
         context.keepalive_due_s = NEVER
         if context.send_due_s == NEVER:
@@ -45,6 +50,7 @@ def payload_in(core: Core, context: Context, now: float) -> None:
     """§6.1. The packet path calls this only when a timer has to change."""
     if context.reap_state is ReapState.OPERATIONAL:
         context.send_due_s = NEVER
+        context.held = None
         if context.keepalive_due_s == NEVER:
             _start_keepalive(core, context, now)
     else:
@@ -86,6 +92,7 @@ def handle_probe(
         locator = context.peer_locator(pair.peer)
         if locator is not None:
             locator.tested = True
+        context.suspects = context.suspects - {pair.local, pair.peer} or NO_LOCATORS
     if event is not ReapEvent.PROBE_EXPLORING_IN:
         _choose(core, context, confirmed, now)
     elif context.reap_state is ReapState.OPERATIONAL:
@@ -155,6 +162,8 @@ def _act(core: Core, context: Context, action: Act, now: float) -> None:
                 core.timers.arm(context, context.send_due_s)
         case Act.STOP_SEND:
             context.send_due_s = NEVER
+            if context.reap_state is ReapState.OPERATIONAL:
+                context.held = None
         case Act.START_KEEPALIVE:
             if context.keepalive_due_s == NEVER:
                 _start_keepalive(core, context, now)
@@ -183,7 +192,7 @@ def _send_keepalive(core: Core, context: Context, now: float) -> None:
 
 
 def _pairs(context: Context) -> tuple[LocatorPair, ...]:
-    return candidates(context.local_set, context.peer_locators, context.locators)
+    return candidates(context.local_set, context.peer_locators, context.locators, context.suspects)
 
 
 def _explore(core: Core, context: Context, now: float) -> Exploration:
@@ -208,7 +217,10 @@ def _choose(core: Core, context: Context, confirmed: tuple[LocatorPair, ...], no
         return
     pair = best(confirmed, context.local_set, context.peer_locators)
     if pair is not None:
+        left = context.locators
+        context.suspects |= {old for old, new in zip(left, pair, strict=True) if old != new}
         use_route(core, context, pair, now)
+        send_held(core, context, now)
 
 
 def _send_probe(core: Core, context: Context, now: float) -> None:

@@ -10,7 +10,7 @@ import errno
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -261,3 +261,32 @@ def check_forwarding(switch: Path = Path("/proc/sys/net/ipv6/conf/all/forwarding
     if state == "0":
         return Finding(what, Level.FAILURE, "it is off", "sysctl -w net.ipv6.conf.all.forwarding=1")
     return Finding(what, Level.OK, "on")
+
+
+def check_bridge_filter(
+    interfaces: Iterable[str],
+    network: Path = Path("/sys/class/net"),
+    switch: Path = Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+) -> list[Finding]:
+    """Look whether bridged packets would meet our rules twice; only bridges are reported."""
+    findings = []
+    for interface in interfaces:
+        if not (network / interface / "bridge").exists():
+            continue
+        what = f"bridge {interface}"
+        try:
+            twice = switch.read_text().strip() == "1"
+        except OSError:
+            twice = False
+        if twice:
+            findings.append(
+                Finding(
+                    what,
+                    Level.WARNING,
+                    "its packets meet ip6tables on the bridge and again when they are routed",
+                    "sysctl -w net.bridge.bridge-nf-call-ip6tables=0",
+                )
+            )
+        else:
+            findings.append(Finding(what, Level.OK, "its packets meet ip6tables once"))
+    return findings

@@ -13,7 +13,13 @@ from m6proxy.daemon.checks import check_system, require_system
 from m6proxy.daemon.config import Config, parse_config
 from m6proxy.errors import SetupError
 from m6proxy.steering import checks
-from m6proxy.steering.checks import Finding, Level, check_forwarding, check_privileges
+from m6proxy.steering.checks import (
+    Finding,
+    Level,
+    check_bridge_filter,
+    check_forwarding,
+    check_privileges,
+)
 from tests.steering.namespaces import TwoSites, inside, run
 
 TEXT = """\
@@ -177,3 +183,16 @@ def test_a_kernel_without_ipv6(tmp_path: Path) -> None:
     finding = check_forwarding(tmp_path / "missing")
     assert finding.essential
     assert "this kernel has no IPv6" in str(finding)
+
+
+def test_bridged_lan_whose_packets_meet_the_rules_twice_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "net" / "lan0" / "bridge").mkdir(parents=True)
+    (tmp_path / "net" / "wan1").mkdir()
+    switch = tmp_path / "switch"
+    for setting, level in (("1", Level.WARNING), ("0", Level.OK)):
+        switch.write_text(setting)
+        (finding,) = check_bridge_filter(["lan0", "wan1"], tmp_path / "net", switch)
+        assert (finding.what, finding.level) == ("bridge lan0", level)
+    switch.unlink()
+    (finding,) = check_bridge_filter(["lan0"], tmp_path / "net", switch)
+    assert finding.level is Level.OK

@@ -1,0 +1,50 @@
+"""What becomes of a host's packet whose context carries: the second half of the outbound walk.
+
+The engine calls this for each packet, and ``reap`` for the segments that it sends once more
+after a re-homing.
+"""
+
+from __future__ import annotations
+
+from m6proxy.errors import MalformedMessage
+from m6proxy.reasons import Reason
+from m6proxy.shim import forward, icmp
+from m6proxy.shim.context import Context
+from m6proxy.shim.core import Core
+from m6proxy.shim.effects import SendPacket
+from m6proxy.shim.verdict import Verdict
+
+
+def rewrite(core: Core, context: Context, packet: bytes, now: float) -> Verdict:
+    """Give a packet the context's locators; None when these are the ULIDs."""
+    addresses = context.wire_addresses
+    if addresses is None:
+        return None
+    if len(packet) + forward.GROWTH_OCTETS > context.mtu:
+        return _too_big(core, context, packet, now)
+    try:
+        rewritten = forward.rewrite(packet, addresses, context.shim_tail)
+    except MalformedMessage as malformed:
+        return core.drop(malformed.reason)
+    core.rewritten += 1
+    return rewritten
+
+
+def send_held(core: Core, context: Context, now: float) -> None:
+    """Send the unanswered segments once more, over the new path."""
+    held, context.held = context.held, None
+    for packet in held.take() if held is not None else ():
+        verdict = rewrite(core, context, packet, now)
+        if verdict is None:
+            core.effects.append(SendPacket(packet))
+        elif isinstance(verdict, bytes):
+            core.effects.append(SendPacket(verdict))
+
+
+def _too_big(core: Core, context: Context, packet: bytes, now: float) -> Reason:
+    """RFC 5533 §8, DESIGN §5: the host must leave room for our 8 octets."""
+    source = core.settings.gateway
+    if source is not None and core.icmp_limit.allow(packet[8:24], now):
+        mtu = context.mtu - forward.GROWTH_OCTETS
+        core.effects.append(SendPacket(icmp.packet_too_big(packet, source, mtu)))
+    return core.drop(Reason.TOO_BIG)
