@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import structlog
 from aiohttp import web
 
 from m6proxy import __version__
@@ -145,9 +146,7 @@ def claim_socket(path: Path) -> None:
     if not path.exists():
         return
     if not path.is_socket():
-        raise SetupError(
-            f"{path} is in the way and no socket; remove it or change `control:`"
-        )
+        raise SetupError(f"{path} is in the way and no socket; remove it or change `control:`")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
         trial.settimeout(1.0)
         try:
@@ -182,4 +181,7 @@ async def _errors_as_json(
         return web.json_response({"error": refused.text or refused.reason}, status=refused.status)
     except asyncio.CancelledError:
         raise
+    except Exception as fault:  # our own mistake: whoever asks must not take us for another program
+        structlog.get_logger("m6proxy").error("a question failed", url=request.path, exc_info=fault)
+        return web.json_response({"error": f"internal fault: {fault!r}"}, status=500)
     return response

@@ -130,9 +130,11 @@ class Loop:
 
     def _on_alarm(self) -> None:
         self._alarm = None
-        self._engine.handle_timer(self._clock())
-        self._carry_out()
-        self._set_alarm()
+        try:
+            self._engine.handle_timer(self._clock())
+            self._carry_out()
+        finally:  # a fault of ours in one context must not stop the timers of all others
+            self._set_alarm()
 
     # --- effects -------------------------------------------------------------------------
 

@@ -175,20 +175,23 @@ def shim_settings(config: Config) -> ShimSettings:
         send_timeout_s=config.send_timeout_s,
         idle_s=config.idle_s,
         max_contexts=config.max_contexts,
-        gateway=own_address(config.lan, _IF_INET6.read_text()),
+        gateway=own_address(
+            (*config.lan, *(uplink.interface for uplink in config.uplinks)),
+            _IF_INET6.read_text(),
+        ),
     )
 
 
 def own_address(interfaces: Iterable[str], table: str) -> Address | None:
-    """The gateway's own address towards the hosts: global if it has one, else None.
+    """A global address of the gateway, of the first interface that has one, else None.
 
     ``table`` is the text of /proc/net/if_inet6.
     """
-    wanted = set(interfaces)
-    for line in table.splitlines():
-        octets, _, _, scope, _, interface = line.split()
-        if interface in wanted and scope == _GLOBAL_SCOPE:
-            return bytes.fromhex(octets)
+    rows = [line.split() for line in table.splitlines()]
+    for wanted in interfaces:
+        for octets, _, _, scope, _, interface in rows:
+            if interface == wanted and scope == _GLOBAL_SCOPE:
+                return bytes.fromhex(octets)
     return None
 
 

@@ -59,9 +59,7 @@ class NameData:
 
     def covers(self, octets: Address) -> bool:
         """Tell whether DNS says that an address (16 octets) belongs to this name."""
-        return octets in self.addresses or any(
-            p.prefix.contains(octets) for p in self._prefixes()
-        )
+        return octets in self.addresses or any(p.prefix.contains(octets) for p in self._prefixes())
 
     def _prefixes(self) -> tuple[PrefixLocator, ...]:
         return self.capability.prefixes if self.capability else ()

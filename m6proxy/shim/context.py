@@ -57,6 +57,7 @@ class PendingUpdate:
     def __init__(self, request: UpdateRequest) -> None:
         self.request = request
         self.retries = 0
+        """How often it was sent."""
         self.timeout_due_s = NEVER
 
 
@@ -100,6 +101,7 @@ class Context:
         "shim_tail",
         "state",
         "suspects",
+        "told_too_big_s",
         "update",
         "wire_addresses",
     )
@@ -143,6 +145,8 @@ class Context:
         self.shim_tail = b""
         """The last 7 octets of the payload header."""
         self.mtu = 0
+        self.told_too_big_s = NEVER
+        """When the host was last told that its packets do not fit this path."""
         self.last_in_pair = self.inbound_key
         """The source and destination last found to belong to the context, 32 octets."""
 

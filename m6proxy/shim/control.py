@@ -18,9 +18,10 @@ from m6proxy.shim import establish, reap, update
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
+from m6proxy.shim.peerset import SUPPORTED_METHODS
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.timers import REPROOF_S
-from m6proxy.shim.transitions import Input, legal
+from m6proxy.shim.transitions import REMEMBERS, Input, legal
 from m6proxy.shim.verdict import CONSUMED, Verdict
 from m6proxy.wire.message import (
     I1,
@@ -33,6 +34,7 @@ from m6proxy.wire.message import (
     I2bis,
     Keepalive,
     Message,
+    MessageType,
     Probe,
     R1bis,
     UnknownMessage,
@@ -40,6 +42,7 @@ from m6proxy.wire.message import (
     UpdateRequest,
     parse_message,
 )
+from m6proxy.wire.options import NUMBER_LOCATOR_LIST, NUMBER_LOCATOR_PREFERENCES
 
 Tagged: TypeAlias = UpdateRequest | UpdateAck | Keepalive | Probe
 """Messages that name their context by our tag."""
@@ -59,6 +62,14 @@ _ERROR_OF: Final = {
 }
 _TYPE_POINTER: Final = 2
 """Where the type octet stands, from the start of the shim header."""
+_OPTIONS_AT: Final[dict[int, int]] = {MessageType.I2: 24, MessageType.I2BIS: 32}
+"""How long the fixed fields are, in octets, where they are not 16."""
+_FIELD_OF: Final = {
+    Reason.BAD_METHOD: (NUMBER_LOCATOR_LIST, 9),
+    Reason.GENERATION_MISMATCH: (NUMBER_LOCATOR_PREFERENCES, 4),
+    Reason.PREFERENCE_COUNT: (NUMBER_LOCATOR_PREFERENCES, 2),
+}
+"""The option in which a fault is, and where: first method, generation, Length (§10.4)."""
 
 
 def handle_control(
@@ -67,14 +78,14 @@ def handle_control(
     """Take one control message whose shim header stands at ``offset``."""
     route = LocatorPair(packet[24:40], packet[8:24])
     try:
-        message = parse_message(packet[offset:])
         _check_addresses(route)
+        message = parse_message(packet[offset:])
         _dispatch(core, pending, message, packet, route, now)
     except MalformedMessage as malformed:
         _send_error(core, malformed.reason, offset + malformed.pointer, packet, route, now)
         return core.drop(malformed.reason)
     except PeerViolation as violation:
-        pointer = offset + _TYPE_POINTER
+        pointer = offset + _pointer(violation.reason, packet[offset:])
         _send_error(core, violation.reason, pointer, packet, route, now)
         return core.drop(violation.reason)
     return CONSUMED
@@ -123,7 +134,7 @@ def _dispatch(
 
 def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) -> None:
     context = core.contexts.by_tag.get(message.receiver_tag)
-    if context is None or not belongs(context, route):
+    if context is None or context.state in REMEMBERS or not belongs(context, route):
         establish.respond_r1bis(core, message.receiver_tag, route, now)
         raise PeerViolation(Reason.NO_CONTEXT, "no context has this tag here")
     if not legal(context.state, _INPUT_OF[type(message)]):
@@ -133,14 +144,15 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
             reap.handle_keepalive(core, context, now)
         case Probe():
             reap.handle_probe(core, context, message, route, now)
-        case UpdateRequest():
+        case UpdateRequest() | UpdateAck():
             establish.answer_early(core, context, now)
-            update.handle_request(core, context, message, route, now)
+            if not context.carries:
+                return
             reap.payload_in(core, context, now)
-        case UpdateAck():
-            establish.answer_early(core, context, now)
-            update.handle_ack(core, context, message, now)
-            reap.payload_in(core, context, now)
+            if isinstance(message, UpdateRequest):
+                update.handle_request(core, context, message, route, now)
+            else:
+                update.handle_ack(core, context, message, now)
     core.rearm(context)
 
 
@@ -159,6 +171,27 @@ def unproved(core: Core, context: Context, now: float) -> Reason:
         context.reproof_due_s = now + REPROOF_S
         core.effects.append(AskProof(context.pair, context.peer_name))
     return core.drop(Reason.UNPROVED_LOCATOR)
+
+
+def _pointer(reason: Reason, message: bytes) -> int:
+    """§10.4: where the fault is, in octets from the start of the shim header."""
+    number, field = _FIELD_OF.get(reason, (0, 0))
+    at = _OPTIONS_AT.get(message[2] & 0x7F, 16) if len(message) > 2 else 0
+    while number and at + 4 <= len(message):
+        length = int.from_bytes(message[at + 2 : at + 4])
+        if int.from_bytes(message[at : at + 2]) >> 1 == number:
+            if reason is not Reason.BAD_METHOD:
+                return at + field
+            methods = message[at + field : at + field + message[at + field - 1]]
+            return (
+                at
+                + field
+                + next(
+                    (n for n, method in enumerate(methods) if method not in SUPPORTED_METHODS), 0
+                )
+            )
+        at += 11 + length - (length + 3) % 8
+    return _TYPE_POINTER
 
 
 def _send_error(

@@ -39,17 +39,19 @@ from m6proxy.shim.entropy import Entropy
 from m6proxy.shim.locators import Uplink
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.timers import NEVER, NO_R1_HOLDDOWN_S
-from m6proxy.shim.transitions import Input, ReapState, State
+from m6proxy.shim.transitions import REMEMBERS, Input, ReapState, State, legal
 from m6proxy.shim.verdict import Verdict
 from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_SHIM, NEXT_UDP, Walk, find_shim, upper_layer
 
 _SPECIAL: Final = forward.CHAINED | {NEXT_SHIM, NEXT_UDP, 58}
 """Next headers of inbound packets that need a second look."""
+_ESTABLISHED: Final = State.ESTABLISHED
+"""The usual state, compared first: hashing an Enum costs more than finding the context."""
 _DNS_PORT: Final = (53).to_bytes(2)
 _PLAIN_PLACE: Final = Walk(6, HEADER_OCTETS, NEXT_SHIM)
 _ASK_AGAIN_S: Final = 30.0
-_PACE_S: Final = 0.002
-"""Contexts of a failed uplink start to explore one after the other, this far apart."""
+_PACE_S: Final = 0.0005
+"""After an uplink event contexts explore, and tell their peers, this far apart."""
 
 
 class Engine:
@@ -109,9 +111,12 @@ class Engine:
         return self._core.timers.next_deadline()
 
     def handle_timer(self, now: float) -> None:
-        """Expire everything that is due."""
+        """Expire everything that is due, each context once."""
         core = self._core
+        due = []
         while (context := core.timers.pop_due(now)) is not None:
+            due.append(context)
+        for context in due:
             if context.handshake is not None or context.holddown_due_s:
                 establish.expire(core, context, now)
             if not context.carries:
@@ -142,8 +147,8 @@ class Engine:
         """The answer to AskCapability: what DNS says of the peer, and our host's own name."""
         core = self._core
         key = pair.local + pair.peer
-        capable = data is not None and data.capability is not None and data.capability.accepts
-        if capable or core.settings.probe_unknown:
+        capability = data.capability if data is not None else None
+        if core.settings.probe_unknown if capability is None else capability.accepts:
             detail = data.name if data is not None else "probing an unknown peer"
             core.report(What.CAPABLE, pair, detail)
             try:
@@ -162,7 +167,8 @@ class Engine:
         key = pair.local + pair.peer
         for fii, message, route in self._pending.take(key, now):
             try:
-                establish.complete(core, key, fii, message, route, data, local_name, now)
+                claimed = establish.claimed(message, data)
+                establish.complete(core, key, fii, message, route, claimed, local_name, now)
             except PeerViolation as violation:
                 core.drop(violation.reason)
         context = core.contexts.by_pair(key)
@@ -180,20 +186,27 @@ class Engine:
         before = {uplink.name: uplink.up for uplink in core.local_sets.uplinks}[name]
         if not core.local_sets.change(name, up=up, mtu=mtu):
             return
-        due_s = now
+        moving: list[Context] = []
+        staying: list[Context] = []
         for context in core.contexts:
             context.local_set = core.local_sets.by_ulid(context.outbound_key[:16])
             if not context.carries:
                 continue
             lifecycle.refresh_path(core, context)
-            if up == before:
-                continue
-            update.announce(core, context, now)
             uplink = context.local_set.uplink_of(context.route[:16])
+            lost = not up and uplink is not None and uplink.name == name
             exploring = context.reap_state is not ReapState.OPERATIONAL
-            if (not up and uplink is not None and uplink.name == name) or (up and exploring):
-                due_s += _PACE_S
-                reap.suspect(core, context, due_s)
+            (moving if lost or exploring else staying).append(context)
+        if up == before:
+            return
+        due_s = now
+        for context in moving:
+            due_s += _PACE_S
+            reap.suspect(core, context, due_s)
+            update.announce(core, context, due_s, now)
+        for context in staying:
+            due_s += _PACE_S
+            update.announce(core, context, due_s, now)
 
     # --- for people --------------------------------------------------------------------
 
@@ -233,9 +246,9 @@ class Engine:
 
     def _want_context(self, key: bytes, now: float) -> None:
         core = self._core
-        core.accounts.silence(key, now + _ASK_AGAIN_S)
         if core.contexts.by_pair(key) is not None:
             return
+        core.accounts.silence(key, now + _ASK_AGAIN_S)
         pair = UlidPair(key[:16], key[16:])
         if not core.local_sets.is_local(pair.local) or core.local_sets.is_local(pair.peer):
             return
@@ -277,7 +290,7 @@ class Engine:
         offset = place.offset
         tag = int.from_bytes(packet[offset + 2 : offset + 8]) & TAG_MASK
         context = self._by_tag.get(tag)
-        if context is None:
+        if context is None or context.state in REMEMBERS:
             return control.no_context(core, tag, LocatorPair(packet[24:40], packet[8:24]), now)
         pair = packet[8:40]
         if pair != context.last_in_pair:
@@ -290,14 +303,14 @@ class Engine:
             context.last_in_pair = pair
         if packet[offset + 1]:
             return core.drop(Reason.BAD_FIELD)
-        if not context.carries:
-            if context.state is not State.I2_SENT:
+        if context.state is not _ESTABLISHED:
+            if not legal(context.state, Input.PAYLOAD):
                 return core.drop(Reason.ILLEGAL_IN_STATE)
             establish.answer_early(core, context, now)
         context.packets_in += 1
         context.octets_in += len(packet)
         context.last_traffic_s = now
-        if context.send_due_s or not context.keepalive_due_s:
+        if (context.send_due_s or not context.keepalive_due_s) and context.carries:
             reap.payload_in(core, context, now)
         try:
             restored = forward.restore(packet, place, context.inbound_key)

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 from m6proxy.discovery.capability import NameData
 from m6proxy.errors import PeerViolation
-from m6proxy.names import LocatorPair, Tag, UlidPair
+from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, UlidPair, is_multicast
 from m6proxy.proof.judge import Proof, prove_locators, prove_ulid
 from m6proxy.reasons import Reason
-from m6proxy.shim import lifecycle
+from m6proxy.shim import lifecycle, update
 from m6proxy.shim.context import Context, Handshake
 from m6proxy.shim.core import Core
-from m6proxy.shim.effects import AskProof, What
-from m6proxy.shim.peerset import adopt_peer, offer
+from m6proxy.shim.effects import AskProof
+from m6proxy.shim.peerset import adopt_peer, check_locators, offer
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.timers import (
     I1_RETRIES_MAX,
@@ -78,22 +78,20 @@ def initiate(
 
 
 def handle_i1(core: Core, message: I1, route: LocatorPair, now: float) -> None:
-    """§7.9: answer with R1, storing nothing, or with R2 when the context is there."""
+    """§7.9: answer with R1, storing nothing, or with R2 when the context is there.
+
+    R2 tells our tag and locators, so that it goes to none but a known locator of the peer; §7.9
+    would send it anywhere while two exchanges cross.
+    """
     key, fii = _identity(core, message.options, route)
-    context = core.contexts.by_pair(key, fii)
-    state = context.state if context is not None else State.IDLE
-    if context is not None and state in (State.I1_SENT, State.I2_SENT, State.I2BIS_SENT):
-        _send_r2(core, context, message.initiator_nonce, route)
-        return
-    if (
-        context is not None
-        and state is State.ESTABLISHED
-        and context.peer_locator(route.peer) is not None
-        and context.peer_tag == message.initiator_tag
-    ):
-        _send_r2(core, context, message.initiator_nonce, route)
-        return
     _allow(core, route, now)
+    context = core.contexts.by_pair(key, fii)
+    if context is not None and context.peer_locator(route.peer) is not None:
+        crossing = context.state in (State.I1_SENT, State.I2_SENT, State.I2BIS_SENT)
+        same = context.state is State.ESTABLISHED and context.peer_tag == message.initiator_tag
+        if crossing or same:
+            _send_r2(core, context, message.initiator_nonce, route)
+            return
     nonce = core.responder.nonce(now)
     validator = core.responder.validator(nonce, message.initiator_tag, key, route, fii, now)
     core.send(R1(message.initiator_nonce, nonce, (ResponderValidator(validator),)), route)
@@ -129,15 +127,23 @@ def handle_i2(
         and context.state is State.ESTABLISHED
         and context.peer_tag == message.initiator_tag
         and context.peer_locator(route.peer) is not None
+        and _says_nothing_new(context, message.options)
     ):
         _send_r2(core, context, message.initiator_nonce, route)
         return
     _allow(core, route, now)
+    check_locators(message.options)
     pending.put(key, fii, message, route, now + PENDING_PROOF_S)
     name = find(message.options, SenderName)
     core.effects.append(
         AskProof(UlidPair(key[:16], key[16:]), name.name if name is not None else None)
     )
+
+
+def claimed(message: I2 | I2bis, data: NameData | None) -> NameData | None:
+    """What DNS says of the name in the message; None when it was asked about another name."""
+    name = find(message.options, SenderName)
+    return data if data is not None and name is not None and name.name == data.name else None
 
 
 def complete(
@@ -160,8 +166,7 @@ def complete(
     if context is None:
         context = lifecycle.create(core, key, fii, now)
     context.local_name = local_name
-    _confused(core, context, message.initiator_tag, _offered(message.options), now)
-    adopt_peer(core, context, message.initiator_tag, message.options, data)
+    _adopt(core, context, message.initiator_tag, message.options, data, now)
     if context.state in (State.IDLE, State.I1_SENT, State.E_FAILED, State.NO_SUPPORT):
         lifecycle.enter(core, context, State.ESTABLISHED, given, now)
     if context.carries:
@@ -182,8 +187,7 @@ def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
     data = handshake.data
     if data is not None and name is not None and name.name != data.name:
         data = None
-    _confused(core, context, message.responder_tag, _offered(message.options), now)
-    adopt_peer(core, context, message.responder_tag, message.options, data)
+    _adopt(core, context, message.responder_tag, message.options, data, now)
     lifecycle.enter(core, context, State.ESTABLISHED, Input.R2, now)
     lifecycle.refresh_path(core, context)
     if data is None and name is not None:
@@ -220,7 +224,10 @@ def handle_r1bis(core: Core, message: R1bis, route: LocatorPair, now: float) -> 
 
 def answer_early(core: Core, context: Context, now: float) -> None:
     """§10.4, §10.5, §12.2: the peer is established and we are not: send I2 or I2bis again."""
-    if context.state in (State.I2_SENT, State.I2BIS_SENT):
+    handshake = context.handshake
+    if context.state not in (State.I2_SENT, State.I2BIS_SENT) or handshake is None:
+        return
+    if core.requests_limit.allow(handshake.route.peer, now):
         _send_message(core, context)
 
 
@@ -237,27 +244,15 @@ def expire(core: Core, context: Context, now: float) -> None:
         lifecycle.enter(core, context, context.state, Input.RETRANSMIT, now)
         _send_current(core, context, now)
     elif context.state is State.I1_SENT:
-        refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
+        lifecycle.refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
     else:
         lifecycle.enter(core, context, State.I1_SENT, Input.RETRIES_SPENT, now)
         handshake.retries = 0
         handshake.rounds += 1
         if handshake.rounds > 1:
-            refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
+            lifecycle.refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
         else:
             _send_current(core, context, now)
-
-
-def refuse(core: Core, context: Context, cause: Input, holddown_s: float, now: float) -> None:
-    """§7.8: the peer has no shim; remember that for a while and leave its traffic alone."""
-    after = State.NO_SUPPORT if cause is Input.UNRECOGNIZED else State.E_FAILED
-    lifecycle.enter(core, context, after, cause, now)
-    core.contexts.unbind_nonce(context)
-    core.contexts.bind_peer_tag(context, 0)
-    context.handshake = None
-    context.holddown_due_s = now + holddown_s
-    core.report(What.FAILED, context.pair, cause.value)
-    core.rearm(context)
 
 
 def _send_current(core: Core, context: Context, now: float) -> None:
@@ -299,8 +294,10 @@ def _identity(core: Core, options: tuple[Option, ...], route: LocatorPair) -> tu
     ulids = find(options, UlidPairOption)
     fork = find(options, ForkedInstance)
     local, peer = (ulids.receiver, ulids.sender) if ulids is not None else route
-    if not (core.local_sets.is_local(local) and core.local_sets.is_local(route.local)):
-        raise PeerViolation(Reason.NOT_OUR_HOST, "the ULID is in none of the site's prefixes")
+    if not core.local_sets.same_host(local, route.local):
+        raise PeerViolation(Reason.NOT_OUR_HOST, "the message is not at a locator of the ULID")
+    if peer == UNSPECIFIED or is_multicast(peer):
+        raise PeerViolation(Reason.BAD_ADDRESS, "a ULID that no host can have")
     if core.local_sets.is_local(peer):
         raise PeerViolation(Reason.UNPROVED_ULID, "a peer's ULID inside the site")
     return local + peer, fork.fii if fork is not None else 0
@@ -333,6 +330,12 @@ def _by_nonce(core: Core, nonce: int, route: LocatorPair) -> Context:
     return context
 
 
+def _says_nothing_new(context: Context, options: tuple[Option, ...]) -> bool:
+    """Whether a repeated message lists the locators that are known already."""
+    listed = find(options, LocatorList)
+    return listed is None or listed.generation == context.peer_generation
+
+
 def _offered(options: tuple[Option, ...]) -> frozenset[bytes]:
     found = find(options, LocatorList)
     return frozenset(found.locators) if found is not None else frozenset()
@@ -357,15 +360,32 @@ def _check_source(
         raise PeerViolation(Reason.UNPROVED_LOCATOR, "the source is not proved")
 
 
-def _confused(
-    core: Core, context: Context, peer_tag: Tag, offered: frozenset[bytes], now: float
+def _adopt(
+    core: Core,
+    context: Context,
+    peer_tag: Tag,
+    options: tuple[Option, ...],
+    data: NameData | None,
+    now: float,
 ) -> None:
-    """§7.15: a peer that gives one tag to two contexts has lost the older one: remove it."""
-    locators = offered | {context.outbound_key[16:]}
-    for other in core.contexts.by_peer_tag(peer_tag):
+    """Take the peer in. An update that waits for its answer must go to the peer's new tag."""
+    before = context.peer_tag
+    adopt_peer(core, context, peer_tag, options, data)
+    _remove_confused(core, context, now)
+    if context.update is not None and peer_tag != before:
+        update.announce(core, context, now, now)
+
+
+def _remove_confused(core: Core, context: Context, now: float) -> None:
+    """§7.15: a peer that gives one tag to two contexts has lost the older one: remove it.
+
+    Only locators that are proved count: who offers another's address removes nothing.
+    """
+    proved = {locator.address for locator in context.peer_locators if locator.proved}
+    for other in core.contexts.by_peer_tag(context.peer_tag):
         if other is context or not other.carries:
             continue
-        if any(locator.address in locators for locator in other.peer_locators):
+        if any(locator.address in proved for locator in other.peer_locators if locator.proved):
             core.drop(Reason.CONTEXT_CONFUSED)
             lifecycle.remove(core, other, Input.CONFUSED, now)
 

@@ -32,11 +32,10 @@ REMEMBERED_PROBES: Final = 32
 class Exploration:
     """The probes of one search, sent and received, and what comes next."""
 
-    __slots__ = ("_next", "_pairs", "due_s", "ended_s", "probes", "received", "sent", "started_s")
+    __slots__ = ("_pairs", "due_s", "ended_s", "probes", "received", "sent", "started_s")
 
     def __init__(self, pairs: Sequence[LocatorPair], now: float) -> None:
         self._pairs = tuple(pairs)
-        self._next = 0
         self.started_s = now
         self.ended_s = NEVER
         """When the context became operational again."""
@@ -48,9 +47,10 @@ class Exploration:
         self.received: deque[ProbeRecord] = deque(maxlen=RECORDS_MAX)
 
     def restart(self, pairs: Sequence[LocatorPair], now: float) -> None:
-        """Search anew, at the initial rate; what was sent and received stays known."""
+        """Search anew, at the initial rate. What was sent stays known; §5.2 of RFC 5534 wants
+        only those probes reported that came since the last transition to Exploring."""
         self._pairs = tuple(pairs)
-        self._next = 0
+        self.received.clear()
         self.probes = 0
         self.started_s = now
         self.ended_s = NEVER
@@ -59,14 +59,16 @@ class Exploration:
         """The pair to probe now, round and round; None when there is none to try."""
         if not self._pairs:
             return None
-        pair = self._pairs[self._next % len(self._pairs)]
-        self._next += 1
+        pair, *rest = self._pairs
+        self._pairs = (*rest, pair)
         return pair
 
     def prefer(self, pair: LocatorPair) -> None:
-        """Probe this pair next: a probe of the peer just came through it, the other way."""
+        """Probe this pair next: a probe of the peer just came through it, the other way.
+
+        The others keep their turn, however often this happens: none is starved.
+        """
         self._pairs = (pair, *(other for other in self._pairs if other != pair))
-        self._next = 0
 
     def wait_s(self) -> float:
         """The nominal wait after the probe just sent: 0.5 s four times, then doubling to 60 s."""

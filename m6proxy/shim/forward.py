@@ -22,6 +22,8 @@ CHAINED: Final = frozenset({0, 43, 60})
 """Next headers that may stand before the shim header, so that its place must be looked for."""
 _SHIM: Final = bytes([NEXT_SHIM])
 _PAYLOAD_MAX: Final = 0xFFFF
+_FIXED_LINK: Final = 6
+"""The fixed header's Next Header octet: the shim header stands or comes right behind it."""
 
 
 def rewrite(packet: bytes, addresses: bytes, tail: bytes) -> bytes:
@@ -33,7 +35,10 @@ def rewrite(packet: bytes, addresses: bytes, tail: bytes) -> bytes:
     length = len(packet) - HEADER_OCTETS + GROWTH_OCTETS
     if length > _PAYLOAD_MAX:
         raise MalformedMessage(Reason.TOO_BIG, "no payload length is that large", 4)
-    if packet[6] not in CHAINED:
+    link = _FIXED_LINK
+    if packet[6] in CHAINED:
+        link, offset, next_header = walk(packet)
+    if link == _FIXED_LINK:
         return b"".join(
             (
                 packet[:4],
@@ -46,7 +51,6 @@ def rewrite(packet: bytes, addresses: bytes, tail: bytes) -> bytes:
                 packet[40:],
             )
         )
-    link, offset, next_header = walk(packet)
     return b"".join(
         (
             packet[:4],
@@ -73,7 +77,7 @@ def restore(packet: bytes, place: Walk, addresses: bytes) -> bytes:
     length = int.from_bytes(packet[4:6]) - GROWTH_OCTETS
     if length < 0:
         raise MalformedMessage(Reason.BAD_LENGTH, "payload length below the shim header", 4)
-    if link == 6:
+    if link == _FIXED_LINK:
         return b"".join(
             (
                 packet[:4],

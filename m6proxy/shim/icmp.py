@@ -14,7 +14,7 @@ from typing import Final
 
 from m6proxy.errors import MalformedMessage
 from m6proxy.names import Address, LocatorPair
-from m6proxy.shim import establish, forward
+from m6proxy.shim import forward, lifecycle
 from m6proxy.shim.core import Core
 from m6proxy.shim.timers import ICMP_HOLDDOWN_S
 from m6proxy.shim.transitions import Input, legal
@@ -33,6 +33,8 @@ from m6proxy.wire.payload import is_payload, parse_payload_header
 
 PACKET_TOO_BIG: Final = 2
 PARAMETER_PROBLEM: Final = 4
+_WITH_LENGTH: Final = (1, 3)
+"""Types whose header may tell how long the quotation is, in 8 octets (RFC 4884 §4.2)."""
 _UNRECOGNIZED_NEXT_HEADER: Final = 1
 _ERROR_TYPES: Final = range(1, 128)
 _ICMP_OCTETS: Final = 8
@@ -106,6 +108,8 @@ def _translate(core: Core, packet: bytes, offset: int, quoted: _Quoted) -> Verdi
     if head[0] == PACKET_TOO_BIG:
         mtu = max(0, int.from_bytes(head[4:8]) - forward.GROWTH_OCTETS)
         head = head[:4] + mtu.to_bytes(4)
+    elif head[0] in _WITH_LENGTH and head[4]:
+        head = head[:4] + bytes([head[4] - 1]) + head[5:]
     elif head[0] == PARAMETER_PROBLEM:
         head = head[:4] + _pointer_before_growth(head, quoted.place).to_bytes(4)
     host = context.outbound_key[:16]
@@ -119,7 +123,9 @@ def _pointer_before_growth(head: bytes, place: Walk) -> int:
     pointer = int.from_bytes(head[4:8])
     if pointer < place.offset:
         return pointer
-    return max(place.link, pointer - forward.GROWTH_OCTETS)
+    if pointer < place.offset + forward.GROWTH_OCTETS:
+        return place.link
+    return pointer - forward.GROWTH_OCTETS
 
 
 def _note_no_support(core: Core, quoted: _Quoted, now: float) -> None:
@@ -134,7 +140,7 @@ def _note_no_support(core: Core, quoted: _Quoted, now: float) -> None:
     if context is None or context.handshake is None or context.handshake.route != quoted.route:
         return
     if legal(context.state, Input.UNRECOGNIZED):
-        establish.refuse(core, context, Input.UNRECOGNIZED, ICMP_HOLDDOWN_S, now)
+        lifecycle.refuse(core, context, Input.UNRECOGNIZED, ICMP_HOLDDOWN_S, now)
 
 
 def _sealed(source: Address, destination: Address, message: bytes) -> bytes:

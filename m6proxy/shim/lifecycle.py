@@ -49,7 +49,7 @@ def enter(core: Core, context: Context, after: State, cause: Input, now: float) 
         core.contexts.close(context)
         _leave_flow(core, context)
         context.send_due_s = context.keepalive_due_s = NEVER
-        context.exploration = None
+        context.exploration = context.update = context.held = None
         context.reap_state = ReapState.OPERATIONAL
 
 
@@ -66,15 +66,32 @@ def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> No
 
 
 def refresh_path(core: Core, context: Context) -> None:
-    """Prepare what the packet path needs, from the current route and CT(peer)."""
+    """Prepare what the packet path needs, from the current route and CT(peer).
+
+    A fork has no flow: packets find only the context without a fork by their ULIDs.
+    """
     if context.route == context.outbound_key:
         _leave_flow(core, context)
         return
     uplink = context.local_set.uplink_of(context.route[:16])
     context.mtu = uplink.mtu if uplink else 0xFFFF
+    context.told_too_big_s = NEVER
     context.wire_addresses = context.route
     context.shim_tail = b"\x00" + (_PAYLOAD_BIT | context.peer_tag).to_bytes(6)
-    core.effects.append(InstallFlow(context.pair, context.locators, context.peer_tag))
+    if context.fii == 0:
+        core.effects.append(InstallFlow(context.pair, context.locators, context.peer_tag))
+
+
+def refuse(core: Core, context: Context, cause: Input, holddown_s: float, now: float) -> None:
+    """§7.8: the peer has no shim; remember that for a while and leave its traffic alone."""
+    after = State.NO_SUPPORT if cause is Input.UNRECOGNIZED else State.E_FAILED
+    enter(core, context, after, cause, now)
+    core.contexts.unbind_nonce(context)
+    core.contexts.bind_peer_tag(context, 0)
+    context.handshake = None
+    context.holddown_due_s = now + holddown_s
+    core.report(What.FAILED, context.pair, cause.value)
+    core.rearm(context)
 
 
 def remove(core: Core, context: Context, cause: Input, now: float) -> None:
@@ -90,4 +107,5 @@ def remove(core: Core, context: Context, cause: Input, now: float) -> None:
 def _leave_flow(core: Core, context: Context) -> None:
     if context.wire_addresses is not None:
         context.wire_addresses = None
-        core.effects.append(RemoveFlow(context.pair))
+        if context.fii == 0:
+            core.effects.append(RemoveFlow(context.pair))

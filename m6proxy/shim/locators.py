@@ -81,6 +81,12 @@ class LocalSets:
         """Tell whether an address lies in one of the site's prefixes."""
         return any(uplink.prefix.contains(octets) for uplink in self._uplinks.values())
 
+    def same_host(self, ulid: Address, locator: Address) -> bool:
+        """Tell whether ULID and locator are addresses of one host of the site."""
+        return self.is_local(ulid) and any(
+            uplink.prefix.graft(ulid) == locator for uplink in self._uplinks.values()
+        )
+
     def by_ulid(self, ulid: Address) -> LocalSet:
         """The set of a host; the same object as long as anybody holds it."""
         found = self._by_ulid.get(ulid)
@@ -103,7 +109,7 @@ class LocalSets:
 class PeerLocator:
     """A locator of a peer, with what is known about it."""
 
-    __slots__ = ("address", "broken", "priority", "proof", "tested")
+    __slots__ = ("address", "broken", "listed", "priority", "proof", "tested")
 
     def __init__(
         self,
@@ -116,6 +122,8 @@ class PeerLocator:
     ) -> None:
         self.address = octets
         self.proof = proof
+        self.listed = False
+        """Whether the peer's own list has it."""
         self.priority = priority
         """As in DNS SRV: lower is better."""
         self.broken = broken

@@ -6,13 +6,19 @@ after a re-homing.
 
 from __future__ import annotations
 
+from typing import Final
+
 from m6proxy.errors import MalformedMessage
 from m6proxy.reasons import Reason
 from m6proxy.shim import forward, icmp
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import SendPacket
+from m6proxy.shim.timers import NEVER
 from m6proxy.shim.verdict import Verdict
+
+TELL_AGAIN_S: Final = 1.0
+"""How long a host has to heed a Packet Too Big before it is told again."""
 
 
 def rewrite(core: Core, context: Context, packet: bytes, now: float) -> Verdict:
@@ -21,7 +27,9 @@ def rewrite(core: Core, context: Context, packet: bytes, now: float) -> Verdict:
     if addresses is None:
         return None
     if len(packet) + forward.GROWTH_OCTETS > context.mtu:
-        return _too_big(core, context, packet, now)
+        refused = _too_big(core, context, packet, now)
+        if refused is not None:
+            return refused
     try:
         rewritten = forward.rewrite(packet, addresses, context.shim_tail)
     except MalformedMessage as malformed:
@@ -41,10 +49,18 @@ def send_held(core: Core, context: Context, now: float) -> None:
             core.effects.append(SendPacket(verdict))
 
 
-def _too_big(core: Core, context: Context, packet: bytes, now: float) -> Reason:
-    """RFC 5533 §8, DESIGN §5: the host must leave room for our 8 octets."""
-    source = core.settings.gateway
-    if source is not None and core.icmp_limit.allow(packet[8:24], now):
-        mtu = context.mtu - forward.GROWTH_OCTETS
-        core.effects.append(SendPacket(icmp.packet_too_big(packet, source, mtu)))
-    return core.drop(Reason.TOO_BIG)
+def _too_big(core: Core, context: Context, packet: bytes, now: float) -> Reason | None:
+    """RFC 5533 §8, DESIGN §5: the host must leave room for our 8 octets.
+
+    None: the packet goes on all the same. Connection tracking hands us datagrams that it put
+    together from fragments, and only the kernel knows which: once the host was told, it is
+    left to the kernel to cut the packet again, or to drop it.
+    """
+    told_s = context.told_too_big_s
+    if told_s == NEVER or now >= told_s + TELL_AGAIN_S:
+        source = core.settings.gateway
+        if source is not None and core.icmp_limit.allow(packet[8:24], now):
+            mtu = context.mtu - forward.GROWTH_OCTETS
+            core.effects.append(SendPacket(icmp.packet_too_big(packet, source, mtu)))
+            context.told_too_big_s = now
+    return core.drop(Reason.TOO_BIG) if told_s == NEVER else None

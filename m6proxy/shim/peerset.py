@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from m6proxy.discovery.capability import NameData
 from m6proxy.errors import PeerViolation
-from m6proxy.names import Address, Tag
+from m6proxy.names import UNSPECIFIED, Address, Tag
 from m6proxy.proof.judge import Proof, prove_locators
 from m6proxy.reasons import Reason
 from m6proxy.shim.context import Context
@@ -67,23 +67,15 @@ def adopt_locators(
     """
     listed = find(options, LocatorList)
     preferences = find(options, LocatorPreferences)
-    generation = listed.generation if listed is not None else context.peer_generation
-    if listed is not None and any(method not in SUPPORTED_METHODS for method in listed.methods):
-        raise PeerViolation(Reason.BAD_METHOD, "a verification method that we do not have")
-    count = len(listed.locators) if listed is not None else len(context.peer_locators)
-    if preferences is not None:
-        if preferences.generation != generation:
-            raise PeerViolation(Reason.GENERATION_MISMATCH, "preferences of another generation")
-        if len(preferences.preferences) != count:
-            raise PeerViolation(Reason.PREFERENCE_COUNT, "not one preference for each locator")
+    check_locators(options, context.peer_generation, len(_listed(context)))
     if listed is not None:
         context.peer_locators = _merged(context, listed, data)
         context.last_in_pair = context.inbound_key
-        context.peer_generation = generation
+        context.peer_generation = listed.generation
     if preferences is not None:
         by_address = dict(
             zip(
-                listed.locators if listed is not None else _addresses(context),
+                listed.locators if listed is not None else _listed(context),
                 preferences.preferences,
                 strict=True,
             )
@@ -99,9 +91,32 @@ def adopt_locators(
     )
 
 
+def check_locators(options: tuple[Option, ...], generation: int = 0, count: int = 1) -> None:
+    """Raise PeerViolation when a locator list or preferences cannot be taken in (§10.4).
+
+    ``generation`` and ``count`` are those of the list that the preferences are about when no
+    list comes with them.
+    """
+    listed = find(options, LocatorList)
+    preferences = find(options, LocatorPreferences)
+    if listed is not None:
+        generation, count = listed.generation, len(listed.locators)
+        if any(method not in SUPPORTED_METHODS for method in listed.methods):
+            raise PeerViolation(Reason.BAD_METHOD, "a verification method that we do not have")
+    if preferences is not None:
+        if preferences.generation != generation:
+            raise PeerViolation(Reason.GENERATION_MISMATCH, "preferences of another generation")
+        if len(preferences.preferences) != count:
+            raise PeerViolation(Reason.PREFERENCE_COUNT, "not one preference for each locator")
+
+
 def adopt_proof(core: Core, context: Context, data: NameData | None) -> None:
     """DNS answered: believe those locators that it covers."""
-    unproved = [locator for locator in context.peer_locators if not locator.proved]
+    unproved = [
+        locator
+        for locator in context.peer_locators
+        if not locator.proved and _is_unicast(locator.address)
+    ]
     proofs = prove_locators(
         context.outbound_key[16:], tuple(locator.address for locator in unproved), data
     )
@@ -112,8 +127,15 @@ def adopt_proof(core: Core, context: Context, data: NameData | None) -> None:
         core.report(What.PROVED, context.pair, f"{proved} of {len(unproved)} locators")
 
 
-def _addresses(context: Context) -> tuple[Address, ...]:
-    return tuple(locator.address for locator in context.peer_locators)
+def _listed(context: Context) -> tuple[Address, ...]:
+    """The peer's list as it came."""
+    return tuple(locator.address for locator in context.peer_locators if locator.listed)
+
+
+def _is_unicast(octets: Address) -> bool:
+    """Whether an address can be a locator at all (RFC 5534 §4.3 prunes the others)."""
+    link_local = octets[0] == 0xFE and octets[1] & 0xC0 == 0x80
+    return octets[0] != 0xFF and not link_local and octets != UNSPECIFIED
 
 
 def _merged(
@@ -131,14 +153,14 @@ def _merged(
     for octets, proof in zip(offered, proofs, strict=True):
         known = context.peer_locator(octets)
         if known is None:
-            merged[octets] = PeerLocator(octets, proof)
-        else:
-            known.broken = False
-            known.proof = known.proof if known.proved else proof
-            merged[octets] = known
+            known = PeerLocator(octets, proof if _is_unicast(octets) else Proof.NONE)
+        elif not known.proved:
+            known.proof = proof
+        known.listed, known.broken = True, False
+        merged[octets] = known
     for octets in (ulid, context.route[16:]):
         if octets not in merged:
             kept = context.peer_locator(octets) or PeerLocator(octets, Proof.ULID)
-            kept.broken = True
+            kept.listed, kept.broken = False, True
             merged[octets] = kept
     return tuple(merged.values())

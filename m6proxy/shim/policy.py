@@ -99,6 +99,8 @@ class Accounts:
         account = self._by_pair.get(key)
         if account is None:
             account = self._open(key, now)
+        else:
+            self._by_pair.move_to_end(key)
         if account.by_prefix is False:
             return False
         by_flow = self._flow_verdict(packet) if self._flow_rules else None

@@ -104,12 +104,13 @@ def handle_probe(
 
 
 def suspect(core: Core, context: Context, due_s: float) -> None:
-    """Something hints at a failure: test the path at ``due_s``. Changes nothing by itself."""
-    if context.reap_state is not ReapState.EXPLORING:
-        context.send_due_s = due_s
-    elif context.exploration is not None:
-        context.exploration.restart(_pairs(context), due_s)
-        context.exploration.due_s = due_s
+    """Something hints at a failure: test the path at ``due_s``. Changes nothing by itself.
+
+    Packets that come in meanwhile do not call it off: they may use another path than ours.
+    """
+    exploration = context.exploration or _explore(core, context, due_s)
+    exploration.restart(_pairs(context), due_s)
+    exploration.due_s = due_s
     core.rearm(context)
 
 
@@ -128,8 +129,12 @@ def expire(core: Core, context: Context, now: float) -> None:
         return
     if exploration.due_s and now >= exploration.due_s:
         exploration.due_s = NEVER
-        handle(core, context, ReapEvent.RETRANSMIT, now)
-    if exploration.ended_s and now >= exploration.ended_s + RELEASE_EXPLORATION_S:
+        suspected = context.reap_state is ReapState.OPERATIONAL
+        handle(core, context, ReapEvent.SEND_TIMER if suspected else ReapEvent.RETRANSMIT, now)
+        exploration = context.exploration
+    if exploration is None or not exploration.ended_s:
+        return
+    if now >= exploration.ended_s + RELEASE_EXPLORATION_S:
         context.exploration = None
 
 
@@ -144,7 +149,7 @@ def _on_change(
     if after is ReapState.OPERATIONAL:
         core.report(What.OPERATIONAL, context.pair, str(context.locators))
     elif after is ReapState.EXPLORING:
-        context.keepalive_due_s = NEVER
+        context.send_due_s = context.keepalive_due_s = NEVER
         if context.exploration is None or before is ReapState.OPERATIONAL:
             _explore(core, context, now)
         else:

@@ -44,6 +44,8 @@ RELEASE_EXPLORATION_S: Final = 60.0
 MIN_IDLE_S: Final = 300.0
 """RFC 5533 §9: a context is not torn down before it was quiet for 5 minutes."""
 
+_STALE_MIN: Final = 64
+
 NEVER: Final = 0.0
 """The value of a deadline that is not set; ``now`` is always greater."""
 
@@ -73,7 +75,7 @@ class TimerHeap:
         if context.armed_s != NEVER:
             if context.armed_s <= deadline_s:
                 return
-            self._stale += 1
+            self.cancel(context)
         context.armed_s = deadline_s
         self._sequence += 1
         heapq.heappush(self._heap, (deadline_s, self._sequence, context))
@@ -81,15 +83,12 @@ class TimerHeap:
             self._on_earlier()
 
     def cancel(self, context: Context) -> None:
-        """Forget the context; its entry dies when it comes up, or when half the heap is dead."""
+        """Forget the context; its entry dies when it comes up, or with half of the heap."""
         if context.armed_s == NEVER:
             return
         context.armed_s = NEVER
         self._stale += 1
-        if self._stale > 64 and self._stale * 2 > len(self._heap):
-            self._heap = [entry for entry in self._heap if entry[2].armed_s == entry[0]]
-            heapq.heapify(self._heap)
-            self._stale = 0
+        self._compact()
 
     def next_deadline(self) -> float | None:
         """Return when the next context must wake, or None."""
@@ -107,3 +106,12 @@ class TimerHeap:
         context = heapq.heappop(self._heap)[2]
         context.armed_s = NEVER
         return context
+
+    def _compact(self) -> None:
+        """Throw the dead entries away when they are more than half of a heap worth the work."""
+        if self._stale <= _STALE_MIN or self._stale * 2 <= len(self._heap):
+            return
+        live = {id(entry[2]): entry for entry in self._heap if entry[2].armed_s == entry[0]}
+        self._heap = list(live.values())
+        heapq.heapify(self._heap)
+        self._stale = 0

@@ -107,6 +107,7 @@ CONTEXT: Final[dict[tuple[State, Input], tuple[State, ...]]] = {
     (State.I2BIS_SENT, Input.R2): (_EST,),
     (State.I2BIS_SENT, Input.UPDATE_REQUEST): (State.I2BIS_SENT,),
     (State.I2BIS_SENT, Input.UPDATE_ACK): (State.I2BIS_SENT,),
+    (State.I2BIS_SENT, Input.REAP): (State.I2BIS_SENT,),
     (State.I2BIS_SENT, Input.PAYLOAD): (State.I2BIS_SENT,),
     (State.I2BIS_SENT, Input.RETRANSMIT): (State.I2BIS_SENT,),
     (State.I2BIS_SENT, Input.RETRIES_SPENT): (State.I1_SENT,),
@@ -126,6 +127,10 @@ CONTEXT: Final[dict[tuple[State, Input], tuple[State, ...]]] = {
 
 CARRIES: Final = frozenset({State.ESTABLISHED, State.I2BIS_SENT})
 """The states in which CT(peer) and Ls(peer) are set, so that packets use the context (§11)."""
+
+
+REMEMBERS: Final = frozenset({State.E_FAILED, State.NO_SUPPORT})
+"""The states that remember a refusal: a tag of theirs is one of no context (§6.2)."""
 
 
 def legal(state: State, given: Input) -> bool:

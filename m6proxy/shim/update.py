@@ -15,24 +15,38 @@ from m6proxy.wire.message import UpdateAck, UpdateRequest, find
 from m6proxy.wire.options import SenderName
 
 
-def announce(core: Core, context: Context, now: float) -> None:
-    """§10.1, §10.3: send our whole set; whatever was not acknowledged is abandoned for it."""
+def announce(core: Core, context: Context, due_s: float, now: float) -> None:
+    """§10.1, §10.3: send our whole set; whatever was not acknowledged is abandoned for it.
+
+    It goes out at ``due_s``, so that many contexts can be told one after the other.
+    """
     request = UpdateRequest(context.peer_tag, core.entropy.nonce(), offer(core, context))
     context.update = PendingUpdate(request)
-    _send(core, context, now)
+    if due_s <= now:
+        _send(core, context, now)
+    else:
+        context.update.timeout_due_s = due_s
+        core.rearm(context)
 
 
 def handle_request(
     core: Core, context: Context, message: UpdateRequest, route: LocatorPair, now: float
 ) -> None:
-    """§10.4: take the peer's new set in and acknowledge it."""
+    """§10.4: take the peer's new set in and acknowledge it.
+
+    A name that the exchange gave stays: else whoever saw our tag could name itself the peer.
+    """
     adopt_locators(core, context, message.options, None)
     name = find(message.options, SenderName)
-    if name is not None:
+    if name is not None and context.peer_name is None:
         context.peer_name = name.name
     core.send(UpdateAck(context.peer_tag, message.request_nonce), route)
     core.report(What.UPDATED, context.pair, f"{len(context.peer_locators)} locators of the peer")
-    if context.peer_name is not None and not all(x.proved for x in context.peer_locators):
+    if (
+        context.peer_name is not None
+        and not all(locator.proved for locator in context.peer_locators)
+        and core.requests_limit.allow(route.peer, now)
+    ):
         core.effects.append(AskProof(context.pair, context.peer_name))
     current = context.peer_locator(context.route[16:])
     if current is not None and current.broken:
@@ -51,7 +65,6 @@ def expire(core: Core, context: Context, now: float) -> None:
     """§10.2: send an unacknowledged Update Request again; the backoff ends at 120 s."""
     update = context.update
     if update is not None and update.timeout_due_s and now >= update.timeout_due_s:
-        update.retries += 1
         _send(core, context, now)
 
 
@@ -60,7 +73,9 @@ def _send(core: Core, context: Context, now: float) -> None:
     if update is None:
         return
     core.send(update.request, _signal_route(context))
+    reap.payload_out(core, context, b"", now)
     nominal_s = backoff_s(UPDATE_TIMEOUT_S, update.retries, MAX_UPDATE_TIMEOUT_S)
+    update.retries += 1
     update.timeout_due_s = now + nominal_s * core.entropy.uniform(0.5, 1.5)
     core.rearm(context)
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -27,16 +28,22 @@ def unique_lab() -> Lab:
     return Lab(f"m6t-{os.getpid()}-{next(_numbers)}")
 
 
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """The whole lab with its name server, no m6proxy and no source routing on the gateways."""
-    the_lab = unique_lab()
+@contextmanager
+def up_with_names(the_lab: Lab) -> Iterator[Lab]:
+    """A lab with its name server for the length of the block."""
     try:
         build.up(the_lab)
         start_nameserver(the_lab, svcb_zone_line)
         yield the_lab
     finally:
         build.down(the_lab)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """The whole lab with its name server, no m6proxy and no source routing on the gateways."""
+    with up_with_names(unique_lab()) as the_lab:
+        yield the_lab
 
 
 @pytest.fixture

@@ -35,12 +35,20 @@ from tests.harness.clock import Clock
 from tests.harness.entropy import SeededEntropy
 
 A1 = address("2001:db8:a1:1::10")
+A2 = address("2001:db8:a1:1::20")
 A1_ISP2 = address("2001:db8:a2:1::10")
 B1 = address("2001:db8:b1:1::10")
+B2 = address("2001:db8:b1:1::20")
 B1_ISP2 = address("2001:db8:b2:1::10")
 A_GATEWAY = address("2001:db8:a1:1::1")
 B_GATEWAY = address("2001:db8:b1:1::1")
 LATENCY_S = 0.01
+NAMES = {
+    A1: "a1.alpha.example",
+    A2: "a2.alpha.example",
+    B1: "b1.beta.example",
+    B2: "b2.beta.example",
+}
 
 
 def uplinks(letter: str) -> tuple[Uplink, ...]:
@@ -62,6 +70,7 @@ class Site:
     engine: Engine
     name: str
     ulid: Address
+    settings: ShimSettings
     delivered: list[tuple[float, bytes]] = field(default_factory=list)
     reports: list[tuple[float, Report]] = field(default_factory=list)
     flows: dict[UlidPair, InstallFlow] = field(default_factory=dict)
@@ -92,6 +101,8 @@ class Pair:
         probe_unknown: bool = False,
         capable: bool = True,
         dns: bool = True,
+        max_contexts: int = 1000,
+        requests_per_s: float = 200.0,
     ) -> None:
         self.clock = Clock()
         self.capable = capable
@@ -99,24 +110,33 @@ class Pair:
         self.cut: set[tuple[str, int, str]] = set()
         """(site letter, provider number, 'in' or 'out') that drop silently."""
         self.lose: Callable[[bytes], bool] = lambda packet: False
+        self.data: Callable[[Address], NameData | None] = self._data
+        """What DNS says of a ULID, when it answers."""
+        self.latency_s: Callable[[], float] = lambda: LATENCY_S
         self.wire: list[tuple[float, bytes]] = []
         self.sites = {}
-        for index, (letter, name, ulid, gateway) in enumerate(
-            (
-                ("a", "a1.alpha.example", A1, A_GATEWAY),
-                ("b", "b1.beta.example", B1, B_GATEWAY),
-            )
-        ):
+        self._seed = seed * 2
+        for letter, ulid, gateway in (("a", A1, A_GATEWAY), ("b", B1, B_GATEWAY)):
             settings = ShimSettings(
                 uplinks=uplinks(letter),
                 establish=policy or EstablishPolicy(),
                 send_timeout_s=send_timeout_s,
                 probe_unknown=probe_unknown,
                 gateway=gateway,
+                max_contexts=max_contexts,
+                requests_per_s=requests_per_s,
             )
-            engine = Engine(settings, SeededEntropy(seed * 2 + index))
-            self.sites[letter] = Site(letter, engine, name, ulid)
+            engine = Engine(settings, SeededEntropy(self._seed))
+            self._seed += 1
+            self.sites[letter] = Site(letter, engine, NAMES[ulid], ulid, settings)
         self.alpha, self.beta = self.sites["a"], self.sites["b"]
+
+    def restart(self, site: Site) -> None:
+        """The site's daemon dies and a fresh one takes over, which knows nothing."""
+        self._seed += 100
+        site.engine = Engine(site.settings, SeededEntropy(self._seed))
+        site.queued_timer_s = None
+        site.flows.clear()
 
     # --- what hosts and people do -----------------------------------------------------
 
@@ -180,6 +200,10 @@ class Pair:
             self.clock.step()
         self.clock.now = end_s
 
+    def settle(self, site: Site) -> None:
+        """Carry out what a call of the engine left; for tests that call it themselves."""
+        self._settle(site)
+
     def inject(self, site: Site, packet: bytes) -> object:
         """A packet arrives at a site from nowhere; returns the verdict."""
         verdict = site.engine.handle_inbound(packet, self.clock.now)
@@ -191,10 +215,13 @@ class Pair:
         if deadline_s is None or site.queued_timer_s == deadline_s:
             return
         site.queued_timer_s = deadline_s
+        engine = site.engine
 
         def expire() -> None:
+            if site.engine is not engine:
+                return
             site.queued_timer_s = None
-            site.engine.handle_timer(self.clock.now)
+            engine.handle_timer(self.clock.now)
             self._settle(site)
 
         self.clock.at(max(deadline_s, self.clock.now), expire)
@@ -209,18 +236,18 @@ class Pair:
         match effect:
             case SendPacket(packet):
                 site.sent.append((now, packet))
-                if packet[24:40] == site.ulid:
+                if self._provider(packet[24:40]) == (site.letter, 1):
                     site.delivered.append((now, packet))
                 else:
                     self._carry(site, packet)
             case AskCapability(pair):
-                data = self._data(pair.peer) if self.capable else None
-                site.engine.handle_capability(pair, data, site.name, now)
+                data = self.data(pair.peer) if self.capable and self.dns else None
+                site.engine.handle_capability(pair, data, self._name(pair.local), now)
             case AskProof(pair, name):
-                data = self._data(pair.peer)
+                data = self.data(pair.peer) if self.dns else None
                 if data is not None and data.name != name:
                     data = None
-                site.engine.handle_proof(pair, data, site.name, now)
+                site.engine.handle_proof(pair, data, self._name(pair.local), now)
             case Report():
                 site.reports.append((now, effect))
             case InstallFlow():
@@ -228,13 +255,14 @@ class Pair:
             case RemoveFlow(ulids):
                 site.flows.pop(ulids, None)
 
+    def _name(self, ulid: Address) -> str | None:
+        return NAMES.get(ulid) if self.dns else None
+
     def _data(self, ulid: Address) -> NameData | None:
-        if not self.dns:
+        place = self._provider(ulid)
+        if place is None or ulid not in NAMES:
             return None
-        for site in self.sites.values():
-            if site.ulid == ulid:
-                return name_data(site.name, ulid, site.letter)
-        return None
+        return name_data(NAMES[ulid], ulid, place[0])
 
     def _carry(self, site: Site, packet: bytes) -> None:
         self.wire.append((self.clock.now, packet))
@@ -245,7 +273,7 @@ class Pair:
         if (*out, "out") in self.cut or (*into, "in") in self.cut or self.lose(packet):
             return
         receiver = self.sites[into[0]]
-        self.clock.at(self.clock.now + LATENCY_S, lambda: self._arrive(receiver, packet))
+        self.clock.at(self.clock.now + self.latency_s(), lambda: self._arrive(receiver, packet))
 
     def _arrive(self, site: Site, packet: bytes) -> None:
         verdict = site.engine.handle_inbound(packet, self.clock.now)

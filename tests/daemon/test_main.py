@@ -1,0 +1,47 @@
+"""Putting the parts together: what is read from the system, and what the engine is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from m6proxy.daemon.config import parse_config
+from m6proxy.daemon.main import own_address, shim_settings
+from m6proxy.names import address
+from tests.daemon.test_config import CONTRACT
+
+IF_INET6 = """\
+00000000000000000000000000000001 01 80 10 80       lo
+fe80000000000000a4b5c6fffed7e8f9 03 40 20 80     lan0
+20010db800a100010000000000000001 03 40 00 80     lan0
+20010db800f100000000000000000002 04 40 00 80     wan1
+fd000000000000000000000000000001 05 40 00 80     lan1
+"""
+
+
+def test_the_gateways_own_address_is_a_global_one_towards_the_hosts() -> None:
+    assert own_address(("lan0",), IF_INET6) == address("2001:db8:a1:1::1")
+    assert own_address(("lan1", "lan0"), IF_INET6) in (
+        address("2001:db8:a1:1::1"),
+        address("fd00::1"),
+    )
+
+
+@pytest.mark.parametrize(("interfaces", "table"), [(("lan7",), IF_INET6), (("lan0",), "")])
+def test_without_one_there_is_none(interfaces: tuple[str, ...], table: str) -> None:
+    assert own_address(interfaces, table) is None
+
+
+def test_a_link_local_address_does_not_count() -> None:
+    only = IF_INET6.splitlines()[1] + "\n"
+    assert own_address(("lan0",), only) is None
+
+
+def test_the_engine_is_told_what_the_configuration_says(tmp_path: Path) -> None:
+    settings = shim_settings(
+        parse_config(CONTRACT.replace("unknown_peers: ignore", "unknown_peers: probe"), "f")
+    )
+    assert [(u.name, u.preference) for u in settings.uplinks] == [("isp1", 1), ("isp2", 2)]
+    assert settings.probe_unknown and settings.send_timeout_s == 3.0
+    assert settings.establish.after_octets == 2048

@@ -1,0 +1,112 @@
+"""The heap of deadlines against a naive model, and its memory."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m6proxy.shim.context import Context
+from m6proxy.shim.locators import LocalSet
+from m6proxy.shim.timers import NEVER, TimerHeap, backoff_s
+from tests.harness.pair import A1, B1, uplinks
+
+LOCAL = LocalSet(A1, uplinks("a"), 1)
+
+
+def contexts(count: int) -> list[Context]:
+    return [Context(A1 + B1, 0, tag, LOCAL) for tag in range(1, count + 1)]
+
+
+class Wakes:
+    """Counts how often the heap says that its first deadline moved up."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("arm"), st.integers(0, 4), st.integers(1, 12)),
+    st.tuples(st.just("cancel"), st.integers(0, 4), st.just(0)),
+    st.tuples(st.just("pop"), st.just(0), st.integers(1, 12)),
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.lists(STEPS, max_size=60))
+def test_the_heap_is_a_dictionary_of_deadlines(steps: list[tuple[str, int, int]]) -> None:
+    wakes = Wakes()
+    heap, five = TimerHeap(wakes), contexts(5)
+    model: dict[Context, float] = {}
+    for what, which, number in steps:
+        context, when_s = five[which], float(number)
+        match what:
+            case "arm":
+                first_s, already = heap.next_deadline(), wakes.count
+                heap.arm(context, when_s)
+                model[context] = min(model.get(context, when_s), when_s)
+                if first_s is None or model[context] < first_s:
+                    assert wakes.count == already + 1
+            case "cancel":
+                heap.cancel(context)
+                model.pop(context, None)
+            case _:
+                due = heap.pop_due(when_s)
+                if due is None:
+                    assert all(deadline_s > when_s for deadline_s in model.values())
+                else:
+                    assert model[due] == min(model.values()) <= when_s
+                    assert due.armed_s == NEVER
+                    del model[due]
+        assert len(heap) == len(model)
+        assert heap.next_deadline() == min(model.values(), default=None)
+
+
+def test_never_is_not_a_deadline() -> None:
+    heap, (context,) = TimerHeap(Wakes()), contexts(1)
+    heap.arm(context, NEVER)
+    assert heap.next_deadline() is None
+
+
+def test_dead_entries_are_thrown_away() -> None:
+    """A context that slept till 300 s was armed at 3 s anew with every burst of traffic.
+
+    Each burst left an entry behind that lived for 300 s: 75 dead ones for each live one.
+    """
+    heap, (busy, *many) = TimerHeap(Wakes()), contexts(101)
+    for now in range(0, 1200, 4):
+        heap.arm(busy, now + 3.5)
+        for context in many:
+            heap.arm(context, now + 3.0)
+        while (due := heap.pop_due(now + 3.0)) is not None:
+            heap.arm(due, now + 303.0)
+        assert len(heap) == 101
+        assert len(heap._heap) <= 300
+        assert heap.pop_due(now + 3.5) is busy
+        heap.arm(busy, now + 7.5)
+
+
+def test_an_entry_that_is_there_twice_counts_once() -> None:
+    """Armed, cancelled and armed at the same time again, an entry was live twice.
+
+    After throwing the dead ones away the count of live entries was wrong.
+    """
+    heap, many = TimerHeap(Wakes()), contexts(200)
+    for context in many:
+        heap.arm(context, 50.0)
+    for context in many[:10]:
+        heap.cancel(context)
+        heap.arm(context, 50.0)
+    for context in many[10:]:
+        heap.cancel(context)
+    assert len(heap) == 10
+    assert [heap.pop_due(60.0) for _ in range(10)].count(None) == 0
+    assert heap.pop_due(60.0) is None
+    assert len(heap) == 0
+
+
+def test_backoff_doubles_up_to_its_limit() -> None:
+    assert [backoff_s(4.0, n) for n in range(5)] == [4, 8, 16, 32, 64]
+    assert [backoff_s(4.0, n, 120.0) for n in (4, 5, 6, 10_000)] == [64, 120, 120, 120]

@@ -1,0 +1,90 @@
+"""Every benchmark runs with its smallest setting, says something sound, and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NETNS = Path("/run/netns")
+DEADLINE_S = 180.0
+
+
+def _start(name: str, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, f"benchmarks/{name}.py", "--quick", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _left_by(pid: int) -> list[str]:
+    return [path.name for path in NETNS.glob(f"m6b-{pid}-*")]
+
+
+def _run(name: str, file: Path) -> dict[str, Any]:
+    with _start(name, "--json", str(file)) as child:
+        try:
+            output, words = child.communicate(timeout=DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            raise
+    assert child.returncode == 0, words
+    assert not _left_by(child.pid)
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert found["title"] in output
+    assert found["series"] and found["goals"] and found["limits"]
+    for series in found["series"]:
+        assert series["runs"] == len(series["values"]) >= 1
+        assert series["minimum"] <= series["median"] <= series["maximum"]
+        assert series["median"] > 0, series
+    return found
+
+
+def _medians(found: dict[str, Any]) -> dict[str, float]:
+    return {series["name"]: series["median"] for series in found["series"]}
+
+
+def test_control_plane(tmp_path: Path) -> None:
+    medians = _medians(_run("control_plane", tmp_path / "found.json"))
+    assert medians["idle context, Python's objects"] < medians["idle context, resident memory"]
+
+
+@pytest.mark.netns
+def test_nfqueue(tmp_path: Path) -> None:
+    """The ratios are those of the rates beside them; how high they are is no test's business."""
+    medians = _medians(_run("nfqueue", tmp_path / "found.json"))
+    for direction, real in (("outbound", "rewrite"), ("inbound", "restore")):
+        expected = medians[f"{direction} {real}"] / medians[f"{direction} bare"]
+        assert medians[f"{real} / bare"] == pytest.approx(expected)
+
+
+@pytest.mark.netns
+def test_rehoming(tmp_path: Path) -> None:
+    found = _run("rehoming", tmp_path / "found.json")
+    assert _medians(found)["alpha's provider: longest gap"] > 0.5
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["nfqueue", "rehoming"])
+def test_an_interrupted_benchmark_leaves_nothing(name: str, number: signal.Signals) -> None:
+    with _start(name) as child:
+        end_s = time.monotonic() + DEADLINE_S
+        while not _left_by(child.pid):
+            assert time.monotonic() < end_s, "it never made a namespace"
+            assert child.poll() is None, "it ended by itself"
+            time.sleep(0.01)
+        child.send_signal(number)
+        child.communicate(timeout=DEADLINE_S)
+    assert child.returncode != 0
+    assert not _left_by(child.pid)
