@@ -87,6 +87,7 @@ class Context:
         "outbound_key",
         "packets_in",
         "packets_out",
+        "peer_features",
         "peer_generation",
         "peer_locators",
         "peer_name",
@@ -118,6 +119,8 @@ class Context:
         self.local_name: str | None = None
         self.peer_name: str | None = None
         self.peer_locators: tuple[PeerLocator, ...] = (PeerLocator(key[16:], Proof.ULID),)
+        self.peer_features = 0
+        """What the peer announced and we understand (``features.Feature``)."""
         self.peer_generation = 0
         self.route = key
         """Lp(local) and Lp(peer), 32 octets."""

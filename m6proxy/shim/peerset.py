@@ -15,12 +15,14 @@ from m6proxy.reasons import Reason
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import What
+from m6proxy.shim.features import OURS
 from m6proxy.shim.locators import PeerLocator
 from m6proxy.shim.timers import SEND_TIMEOUT_S
 from m6proxy.wire.message import find
 from m6proxy.wire.options import (
     BROKEN,
     METHOD_DNS,
+    Features,
     KeepaliveTimeout,
     LocatorList,
     LocatorPreferences,
@@ -41,6 +43,8 @@ def offer(core: Core, context: Context) -> tuple[Option, ...]:
         options.append(SenderName(context.local_name))
     if core.settings.send_timeout_s != SEND_TIMEOUT_S:
         options.append(KeepaliveTimeout(max(1, int(core.settings.send_timeout_s))))
+    if OURS:
+        options.append(Features(OURS))
     return tuple(options)
 
 
@@ -54,6 +58,8 @@ def adopt_peer(
     """Take in what an I2, I2bis or R2 says of its sender. Raises PeerViolation."""
     adopt_locators(core, context, options, data)
     core.contexts.bind_peer_tag(context, peer_tag)
+    features = find(options, Features)
+    context.peer_features = features.bits & OURS if features is not None else 0
     name = find(options, SenderName)
     context.peer_name = name.name if name is not None else None
 

@@ -81,7 +81,7 @@ _RECORD = struct.Struct("!16s16sII")
 _MIN_OCTETS = 8
 _TAG_HIGH_MASK = 0x7FFF
 
-# The options that RFC 5533 §5.4-5.11, RFC 5534 §5.3 and docs/wire.md (the sender's name)
+# The options that RFC 5533 §5.4-5.11, RFC 5534 §5.3 and docs/wire.md (name, features)
 # list for each message.
 _ON_I1 = frozenset((opt.NUMBER_ULID_PAIR, opt.NUMBER_FORKED_INSTANCE))
 _ON_R1 = frozenset((opt.NUMBER_RESPONDER_VALIDATOR,))
@@ -93,6 +93,7 @@ _ON_R2 = frozenset(
         opt.NUMBER_CGA_SIGNATURE,
         opt.NUMBER_KEEPALIVE_TIMEOUT,
         opt.NUMBER_SENDER_NAME,
+        opt.NUMBER_FEATURES,
     )
 )
 _ON_I2 = _ON_I1 | _ON_R1 | _ON_R2

@@ -40,6 +40,8 @@ NUMBER_FORKED_INSTANCE = 7
 NUMBER_KEEPALIVE_TIMEOUT = 10
 NUMBER_SENDER_NAME = 0x4001
 """Ours, from the experimental range of option types (RFC 5533 §17)."""
+NUMBER_FEATURES = 0x4002
+"""Ours, from the same range."""
 
 MAX_NAME_OCTETS = 253
 """Of a DNS name in text form without the final dot."""
@@ -212,6 +214,17 @@ class SenderName:
 
 
 @dataclass(frozen=True, slots=True)
+class Features:
+    """Which of our extensions the sender understands: ours, never critical (docs/wire.md)."""
+
+    bits: int
+    """32 bits; unknown ones are kept and mean nothing."""
+
+    def __post_init__(self) -> None:
+        _check_u32(self.bits)
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownOption:
     """An option that nobody here understands, or one out of place whose contents do not parse."""
 
@@ -237,6 +250,7 @@ Option: TypeAlias = (
     | ForkedInstance
     | KeepaliveTimeout
     | SenderName
+    | Features
     | UnknownOption
 )
 
@@ -392,6 +406,12 @@ def _parse_sender_name(contents: bytes) -> SenderName:
         raise _BadContents(str(error)) from None
 
 
+def _parse_features(contents: bytes) -> Features:
+    if len(contents) != _U32.size:
+        raise _BadContents("the length of the features is 4")
+    return Features(*_U32.unpack(contents))
+
+
 _PARSERS: dict[int, Callable[[bytes], Option]] = {
     NUMBER_RESPONDER_VALIDATOR: ResponderValidator,
     NUMBER_LOCATOR_LIST: _parse_locator_list,
@@ -402,6 +422,7 @@ _PARSERS: dict[int, Callable[[bytes], Option]] = {
     NUMBER_FORKED_INSTANCE: _parse_forked_instance,
     NUMBER_KEEPALIVE_TIMEOUT: _parse_keepalive_timeout,
     NUMBER_SENDER_NAME: _parse_sender_name,
+    NUMBER_FEATURES: _parse_features,
 }
 _KNOWN = frozenset(_PARSERS)
 
@@ -442,6 +463,8 @@ def _encode_option(option: Option) -> bytes:
             number = NUMBER_SENDER_NAME
             labels = name.encode("ascii").split(b".")
             contents = b"".join([bytes((len(label),)) + label for label in labels]) + b"\0"
+        case Features(bits):
+            number, contents = NUMBER_FEATURES, _U32.pack(bits)
         case UnknownOption(number, critical, contents):
             pass
     length = len(contents)

@@ -33,6 +33,7 @@ from m6proxy.wire.options import (
     TRANSIENT,
     CgaParameters,
     CgaSignature,
+    Features,
     ForkedInstance,
     KeepaliveTimeout,
     LocatorList,
@@ -143,6 +144,7 @@ OPTION_VALUES: dict[str, Option] = {
     "keepalive timeout": KeepaliveTimeout(65535),
     "sender name": SenderName("_x1.a-b-c0"),
     "unknown": UnknownOption(499, False, b"\xbe\xef"),
+    "features": Features(0x80000021),
 }
 
 OPTIONS_RECEIVED_ONLY: dict[str, tuple[Option, ...]] = {

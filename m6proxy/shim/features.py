@@ -1,0 +1,27 @@
+"""Extensions to RFC 5533 that two ends use only when both announced them (docs/wire.md)."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+from typing import Final
+
+
+class Feature(IntFlag):
+    """The bits of the Features option."""
+
+    CLOSE = 1
+    """Close and Close-Ack end a context at both ends."""
+    DELTA = 2
+    """Update Request may add and remove locators instead of listing all."""
+    PARK = 4
+    """An empty locator set says that the site goes away for a while."""
+    SCOPE = 8
+    """One Update may be about all contexts with the peer, or all over one uplink."""
+    FLOWLABEL = 16
+    """Re-homed packets may carry a flow label instead of the payload header."""
+    IDENTIFIER = 32
+    """Re-homed packets to locator-only addresses need no tag at all."""
+
+
+OURS: Final = Feature(0)
+"""What this version understands."""
