@@ -17,6 +17,7 @@ from m6proxy.daemon.document import ConfigFile, check_keys
 from m6proxy.daemon.yamlpos import Document, KeyPath, parse_yaml
 from m6proxy.errors import SetupError
 from m6proxy.names import Address, Prefix, address, address_text
+from m6proxy.shim.locators import UPLINKS_MAX
 from m6proxy.shim.policy import EstablishPolicy, Selector
 from m6proxy.steering.settings import SteeringSettings, UplinkSettings
 
@@ -168,6 +169,13 @@ def _freeze(file: ConfigFile) -> Config:
 
 
 def _check_between_keys(document: Document) -> None:
+    count = len(list(_uplinks(document)))
+    if count > UPLINKS_MAX:
+        document.add(
+            ("uplinks",),
+            f"{count} uplinks, and one message to a peer takes {UPLINKS_MAX} at most; "
+            "leave the least useful ones out",
+        )
     _check_interfaces(document)
     prefixes = _check_prefixes(document)
     _check_hosts(document, prefixes)

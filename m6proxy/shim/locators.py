@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Final
 from weakref import WeakValueDictionary
 
 from m6proxy.names import Address, Prefix
@@ -16,6 +17,9 @@ from m6proxy.wire.options import (
     LocatorPreferences,
     Preference,
 )
+
+UPLINKS_MAX: Final = 16
+"""So that an I2 with the set, the longest name and the longest validator fits 1280 octets."""
 
 
 @dataclass(frozen=True, slots=True)

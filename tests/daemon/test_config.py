@@ -401,3 +401,20 @@ def test_every_key_can_say_what_it_expects() -> None:
                 assert info.examples, f"{model.__name__}.{name}"
 
     visit(ConfigFile)
+
+
+def test_more_uplinks_than_one_message_takes() -> None:
+    """The seventeenth uplink made an I2 too large: the daemon died in its first exchange."""
+    lines = [
+        f"  isp{n}: {{interface: wan{n}, prefix: '2001:db8:c{n:02x}::/48', "
+        f"gateway: '2001:db8:f{n:02x}::1', preference: {n}}}"
+        for n in range(3, 18)
+    ]
+    before, after = CONTRACT.split("dns: ")
+    sixteen = "\n".join(lines[:-1]) + "\n"
+    assert len(parse_config(f"{before}{sixteen}dns: {after}", "f").uplinks) == 16
+    (line,) = problems(f"{before}{sixteen}{lines[-1]}\ndns: {after}")
+    assert line == (
+        "f.yaml:3: uplinks: 17 uplinks, and one message to a peer takes 16 at most; "
+        "leave the least useful ones out"
+    )

@@ -45,3 +45,15 @@ def test_the_engine_is_told_what_the_configuration_says(tmp_path: Path) -> None:
     assert [(u.name, u.preference) for u in settings.uplinks] == [("isp1", 1), ("isp2", 2)]
     assert settings.probe_unknown and settings.send_timeout_s == 3.0
     assert settings.establish.after_octets == 2048
+
+
+def test_a_lan_without_a_global_address_lends_an_uplinks() -> None:
+    """On a LAN with link-local addresses only, no host was ever told Packet Too Big.
+
+    The addresses of the uplinks are asked next, in the order of preference.
+    """
+    settings = IF_INET6.replace("20010db800a100010000000000000001 03 40 00 80     lan0\n", "")
+    assert own_address(("lan0", "wan2", "wan1"), settings) == address("2001:db8:f1::2")
+    both = settings + "20010db800f200000000000000000002 06 40 00 80     wan2\n"
+    assert own_address(("lan0", "wan1", "wan2"), both) == address("2001:db8:f1::2")
+    assert own_address(("lan0", "wan2", "wan1"), both) == address("2001:db8:f2::2")
