@@ -27,11 +27,15 @@ class MalformedMessage(M6ProxyError):
 
 
 class PeerViolation(M6ProxyError):
-    """A well-formed message that the protocol does not allow here and now."""
+    """A well-formed message that the protocol does not allow here and now.
 
-    def __init__(self, reason: Reason, what: str) -> None:
+    ``place`` is the place in a list that is at fault, from 0, for reasons that are about one.
+    """
+
+    def __init__(self, reason: Reason, what: str, place: int = 0) -> None:
         super().__init__(what)
         self.reason = reason
+        self.place = place
 
 
 class SetupError(M6ProxyError):

@@ -1,1 +1,1 @@
-"""Does this locator belong to this ULID? Pure. ``judge`` is the door, ``dns`` one method."""
+"""Does this locator belong to this ULID? Pure. The door is ``judge``."""

@@ -1,21 +1,23 @@
 """Why a locator belongs to a ULID (RFC 5533 §7.2, the first aspect of locator verification).
 
-One judge for each verification method that a locator list may name. HBA and CGA (methods 1
-and 2) are known on the wire and not proved yet: they have no judge, and their locators stay
-unproved.
+One judge for each verification method that a locator list may name. CGA (method 2) is known
+on the wire and has none: it needs signatures, and its locators stay unproved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, unique
 from types import MappingProxyType
 from typing import TypeAlias
 
 from m6proxy.discovery.capability import NameData
 from m6proxy.names import Address
+from m6proxy.proof import hba
+from m6proxy.proof.cga import CgaParameters
 from m6proxy.proof.dns import bears_name, covers_both
-from m6proxy.wire.options import METHOD_DNS
+from m6proxy.wire.options import METHOD_DNS, METHOD_HBA
 
 
 @unique
@@ -28,18 +30,38 @@ class Proof(Enum):
     """It is the ULID itself."""
     DNS = "dns"
     """DNS data of the peer's name covers the ULID and the locator."""
+    HBA = "hba"
+    """ULID and locator are of one set of hash-based addresses."""
 
 
-Judge: TypeAlias = Callable[[Address, Address, NameData | None], Proof]
-"""ULID, locator and what is known of the peer's name, to the proof that one method gives."""
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of a peer when its locators are judged."""
+
+    data: NameData | None = None
+    """What DNS says of the name that it claims."""
+    parameters: CgaParameters | None = None
+    """The structure that its address was made with."""
 
 
-def judge_dns(ulid: Address, locator: Address, data: NameData | None) -> Proof:
+Judge: TypeAlias = Callable[[Address, Address, Evidence], Proof]
+"""ULID, locator and what is known of the peer, to the proof that one method gives."""
+
+
+def judge_dns(ulid: Address, locator: Address, evidence: Evidence) -> Proof:
     """Judge a locator by the DNS data of the name that its sender claims."""
-    return Proof.DNS if covers_both(ulid, locator, data) else Proof.NONE
+    return Proof.DNS if covers_both(ulid, locator, evidence.data) else Proof.NONE
 
 
-JUDGES: Mapping[int, Judge] = MappingProxyType({METHOD_DNS: judge_dns})
+def judge_hba(ulid: Address, locator: Address, evidence: Evidence) -> Proof:
+    """Judge a locator by the hashes of both addresses (RFC 5535 §7.2)."""
+    parameters = evidence.parameters
+    if parameters is None or not hba.same_set(parameters, ulid, locator):
+        return Proof.NONE
+    return Proof.HBA
+
+
+JUDGES: Mapping[int, Judge] = MappingProxyType({METHOD_HBA: judge_hba, METHOD_DNS: judge_dns})
 """Verification method of a locator list (8 bits) to its judge; others prove nothing."""
 
 
@@ -47,7 +69,7 @@ def prove_listed(
     ulid: Address,
     locators: Sequence[Address],
     methods: Sequence[int],
-    data: NameData | None,
+    evidence: Evidence,
     judges: Mapping[int, Judge] = JUDGES,
 ) -> tuple[Proof, ...]:
     """Judge each locator of a list by the method that the list names for it.
@@ -56,7 +78,7 @@ def prove_listed(
     one method for each locator.
     """
     return tuple(
-        _judged(judges.get(method), ulid, locator, data)
+        _judged(judges.get(method), ulid, locator, evidence)
         for locator, method in zip(locators, methods, strict=True)
     )
 
@@ -65,20 +87,49 @@ def prove_locators(
     ulid: Address, locators: Sequence[Address], data: NameData | None
 ) -> tuple[Proof, ...]:
     """Judge locators by DNS alone: one proof for each, in their order."""
-    return tuple(_judged(judge_dns, ulid, locator, data) for locator in locators)
+    evidence = Evidence(data)
+    return tuple(_judged(judge_dns, ulid, locator, evidence) for locator in locators)
 
 
-def prove_ulid(ulid: Address, source: Address, data: NameData | None) -> bool:
+def inconsistent(
+    ulid: Address,
+    locators: Sequence[Address],
+    methods: Sequence[int],
+    parameters: CgaParameters | None,
+) -> int | None:
+    """The first place in a list whose method the parameters contradict (RFC 5533 §7.2).
+
+    A list that says HBA of an address outside the set is refused as a whole: its sender is
+    wrong about its own addresses. Methods that need no parameters are not looked at.
+    """
+    evidence = Evidence(parameters=parameters)
+    for place, (locator, method) in enumerate(zip(locators, methods, strict=True)):
+        if method == METHOD_HBA and judge_hba(ulid, locator, evidence) is Proof.NONE:
+            return place
+    return None
+
+
+def made_with(ulid: Address, parameters: CgaParameters) -> bool:
+    """Tell whether a ULID was made with parameters, as an HBA or as a CGA (RFC 5533 §7.13)."""
+    return hba.verify(parameters, ulid) or parameters.verify(ulid)
+
+
+def prove_ulid(ulid: Address, source: Address, evidence: Evidence) -> bool:
     """Tell whether the sender of a message showed that the ULID is its own.
 
     ``source`` is where the message of a completed exchange came from. From the ULID itself,
-    the exchange has shown that the sender receives there. From anywhere else the name must
-    be bound to the ULID by PTR or the configuration, and cover it.
+    the exchange has shown that the sender receives there. So it has from another address of
+    the same HBA set: nobody else's prefix is in the set. From anywhere else the name must be
+    bound to the ULID by PTR or the configuration, and cover it.
     """
-    return source == ulid or bears_name(ulid, data)
+    return (
+        source == ulid
+        or bears_name(ulid, evidence.data)
+        or judge_hba(ulid, source, evidence) is Proof.HBA
+    )
 
 
-def _judged(judge: Judge | None, ulid: Address, locator: Address, data: NameData | None) -> Proof:
+def _judged(judge: Judge | None, ulid: Address, locator: Address, evidence: Evidence) -> Proof:
     if locator == ulid:
         return Proof.ULID
-    return judge(ulid, locator, data) if judge is not None else Proof.NONE
+    return judge(ulid, locator, evidence) if judge is not None else Proof.NONE

@@ -91,6 +91,7 @@ class Context:
         "peer_generation",
         "peer_locators",
         "peer_name",
+        "peer_parameters",
         "peer_tag",
         "reap_state",
         "rehomed_s",
@@ -122,6 +123,8 @@ class Context:
         self.peer_features = 0
         """What the peer announced and we understand (``features.Feature``)."""
         self.peer_generation = 0
+        self.peer_parameters = b""
+        """The CGA Parameter Data Structure of an HBA peer, as it came, for later Updates."""
         self.route = key
         """Lp(local) and Lp(peer), 32 octets."""
         self.handshake: Handshake | None = None

@@ -18,7 +18,6 @@ from m6proxy.shim import establish, reap, update
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
-from m6proxy.shim.peerset import SUPPORTED_METHODS
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.timers import REPROOF_S
 from m6proxy.shim.transitions import REMEMBERS, Input, legal
@@ -85,7 +84,7 @@ def handle_control(
         _send_error(core, malformed.reason, offset + malformed.pointer, packet, route, now)
         return core.drop(malformed.reason)
     except PeerViolation as violation:
-        pointer = offset + _pointer(violation.reason, packet[offset:])
+        pointer = offset + _pointer(violation, packet[offset:])
         _send_error(core, violation.reason, pointer, packet, route, now)
         return core.drop(violation.reason)
     return CONSUMED
@@ -173,23 +172,14 @@ def unproved(core: Core, context: Context, now: float) -> Reason:
     return core.drop(Reason.UNPROVED_LOCATOR)
 
 
-def _pointer(reason: Reason, message: bytes) -> int:
+def _pointer(violation: PeerViolation, message: bytes) -> int:
     """§10.4: where the fault is, in octets from the start of the shim header."""
-    number, field = _FIELD_OF.get(reason, (0, 0))
+    number, field = _FIELD_OF.get(violation.reason, (0, 0))
     at = _OPTIONS_AT.get(message[2] & 0x7F, 16) if len(message) > 2 else 0
     while number and at + 4 <= len(message):
         length = int.from_bytes(message[at + 2 : at + 4])
         if int.from_bytes(message[at : at + 2]) >> 1 == number:
-            if reason is not Reason.BAD_METHOD:
-                return at + field
-            methods = message[at + field : at + field + message[at + field - 1]]
-            return (
-                at
-                + field
-                + next(
-                    (n for n, method in enumerate(methods) if method not in SUPPORTED_METHODS), 0
-                )
-            )
+            return at + field + violation.place
         at += 11 + length - (length + 3) % 8
     return _TYPE_POINTER
 

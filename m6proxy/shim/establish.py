@@ -19,13 +19,13 @@ from __future__ import annotations
 from m6proxy.discovery.capability import NameData
 from m6proxy.errors import PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, UlidPair, is_multicast
-from m6proxy.proof.judge import Proof, prove_locators, prove_ulid
+from m6proxy.proof.judge import Evidence, Proof, prove_listed, prove_ulid
 from m6proxy.reasons import Reason
 from m6proxy.shim import lifecycle, update
 from m6proxy.shim.context import Context, Handshake
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
-from m6proxy.shim.peerset import adopt_peer, check_locators, offer
+from m6proxy.shim.peerset import adopt_peer, check_locators, offer, peer_parameters
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.timers import (
     I1_RETRIES_MAX,
@@ -132,7 +132,7 @@ def handle_i2(
         _send_r2(core, context, message.initiator_nonce, route)
         return
     _allow(core, route, now)
-    check_locators(message.options)
+    check_locators(message.options, key[16:], peer_parameters(message.options, key[16:]))
     pending.put(key, fii, message, route, now + PENDING_PROOF_S)
     name = find(message.options, SenderName)
     core.effects.append(
@@ -159,10 +159,11 @@ def complete(
     """The proof is here: create or renew the context and answer R2 (§7.13, §7.14, §7.20)."""
     given = Input.I2 if isinstance(message, I2) else Input.I2BIS
     ulid = key[16:]
-    if not prove_ulid(ulid, route.peer, data):
-        raise PeerViolation(Reason.UNPROVED_ULID, "the name does not bear the ULID")
+    evidence = Evidence(data, peer_parameters(message.options, ulid))
+    if not prove_ulid(ulid, route.peer, evidence):
+        raise PeerViolation(Reason.UNPROVED_ULID, "neither name nor hash bears the ULID")
     context = core.contexts.by_pair(key, fii)
-    _check_source(context, message, route, data, ulid)
+    _check_source(context, message, route, evidence, ulid)
     if context is None:
         context = lifecycle.create(core, key, fii, now)
     context.local_name = local_name
@@ -336,16 +337,11 @@ def _says_nothing_new(context: Context, options: tuple[Option, ...]) -> bool:
     return listed is None or listed.generation == context.peer_generation
 
 
-def _offered(options: tuple[Option, ...]) -> frozenset[bytes]:
-    found = find(options, LocatorList)
-    return frozenset(found.locators) if found is not None else frozenset()
-
-
 def _check_source(
     context: Context | None,
     message: I2 | I2bis,
     route: LocatorPair,
-    data: NameData | None,
+    evidence: Evidence,
     ulid: bytes,
 ) -> None:
     """The source must be the ULID, a known locator, or an offered one that is proved."""
@@ -354,9 +350,11 @@ def _check_source(
     known = context.peer_locator(route.peer) if context is not None else None
     if known is not None and known.proved:
         return
-    if route.peer not in _offered(message.options):
+    listed = find(message.options, LocatorList)
+    if listed is None or route.peer not in listed.locators:
         raise PeerViolation(Reason.WRONG_LOCATOR, "the source is not in the sender's list")
-    if prove_locators(ulid, (route.peer,), data)[0] is Proof.NONE:
+    method = listed.methods[listed.locators.index(route.peer)]
+    if prove_listed(ulid, (route.peer,), (method,), evidence)[0] is Proof.NONE:
         raise PeerViolation(Reason.UNPROVED_LOCATOR, "the source is not proved")
 
 

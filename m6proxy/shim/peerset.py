@@ -8,9 +8,18 @@ proof by DNS may come later, and until then the locator is known but never used.
 from __future__ import annotations
 
 from m6proxy.discovery.capability import NameData
-from m6proxy.errors import PeerViolation
+from m6proxy.errors import MalformedMessage, PeerViolation
 from m6proxy.names import UNSPECIFIED, Address, Tag
-from m6proxy.proof.judge import Proof, prove_locators
+from m6proxy.proof import cga, hba
+from m6proxy.proof.judge import (
+    JUDGES,
+    Evidence,
+    Proof,
+    inconsistent,
+    made_with,
+    prove_listed,
+    prove_locators,
+)
 from m6proxy.reasons import Reason
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
@@ -21,7 +30,7 @@ from m6proxy.shim.timers import SEND_TIMEOUT_S
 from m6proxy.wire.message import find
 from m6proxy.wire.options import (
     BROKEN,
-    METHOD_DNS,
+    CgaParameters,
     Features,
     KeepaliveTimeout,
     LocatorList,
@@ -30,8 +39,6 @@ from m6proxy.wire.options import (
     SenderName,
 )
 
-SUPPORTED_METHODS = frozenset({METHOD_DNS})
-"""A list with any other method is refused as a whole (RFC 5533 §7.2)."""
 LOCATORS_MAX = 32
 """How many locators of a peer are kept; the rest of a longer list is ignored."""
 
@@ -73,9 +80,15 @@ def adopt_locators(
     """
     listed = find(options, LocatorList)
     preferences = find(options, LocatorPreferences)
-    check_locators(options, context.peer_generation, len(_listed(context)))
+    ulid = context.outbound_key[16:]
+    parameters = peer_parameters(options, ulid, context.peer_parameters)
+    check_locators(options, ulid, parameters, context.peer_generation, len(_listed(context)))
+    sent = find(options, CgaParameters)
+    if sent is not None:
+        bound = parameters is not None and hba.prefixes(parameters)
+        context.peer_parameters = sent.octets if bound else b""
     if listed is not None:
-        context.peer_locators = _merged(context, listed, data)
+        context.peer_locators = _merged(context, listed, Evidence(data, parameters))
         context.last_in_pair = context.inbound_key
         context.peer_generation = listed.generation
     if preferences is not None:
@@ -97,18 +110,48 @@ def adopt_locators(
     )
 
 
-def check_locators(options: tuple[Option, ...], generation: int = 0, count: int = 1) -> None:
+def peer_parameters(
+    options: tuple[Option, ...], ulid: Address, known: bytes = b""
+) -> cga.CgaParameters | None:
+    """The CGA parameters that a message brings, or those that the peer sent before (§10.1).
+
+    Raises PeerViolation when they are malformed or not those of the peer's ULID (§7.13).
+    """
+    sent = find(options, CgaParameters)
+    if sent is None:
+        return cga.CgaParameters.parse(known) if known else None
+    try:
+        parameters = cga.CgaParameters.parse(sent.octets)
+    except MalformedMessage as malformed:
+        raise PeerViolation(malformed.reason, str(malformed)) from None
+    if not made_with(ulid, parameters):
+        raise PeerViolation(Reason.UNPROVED_ULID, "the ULID was not made with the CGA parameters")
+    return parameters
+
+
+def check_locators(
+    options: tuple[Option, ...],
+    ulid: Address,
+    parameters: cga.CgaParameters | None,
+    generation: int = 0,
+    count: int = 1,
+) -> None:
     """Raise PeerViolation when a locator list or preferences cannot be taken in (§10.4).
 
-    ``generation`` and ``count`` are those of the list that the preferences are about when no
-    list comes with them.
+    A list with a method that has no judge, or that the parameters contradict, is refused as a
+    whole (§7.2). ``generation`` and ``count`` are those of the list that the preferences are
+    about when no list comes with them.
     """
     listed = find(options, LocatorList)
     preferences = find(options, LocatorPreferences)
     if listed is not None:
         generation, count = listed.generation, len(listed.locators)
-        if any(method not in SUPPORTED_METHODS for method in listed.methods):
-            raise PeerViolation(Reason.BAD_METHOD, "a verification method that we do not have")
+        for place, method in enumerate(listed.methods):
+            if method not in JUDGES:
+                raise PeerViolation(Reason.BAD_METHOD, f"verification method {method}", place)
+        wrong = inconsistent(ulid, listed.locators, listed.methods, parameters)
+        if wrong is not None:
+            raise PeerViolation(Reason.BAD_METHOD, "not of the HBA set that it names", wrong)
     if preferences is not None:
         if preferences.generation != generation:
             raise PeerViolation(Reason.GENERATION_MISMATCH, "preferences of another generation")
@@ -144,9 +187,7 @@ def _is_unicast(octets: Address) -> bool:
     return octets[0] != 0xFF and not link_local and octets != UNSPECIFIED
 
 
-def _merged(
-    context: Context, listed: LocatorList, data: NameData | None
-) -> tuple[PeerLocator, ...]:
+def _merged(context: Context, listed: LocatorList, evidence: Evidence) -> tuple[PeerLocator, ...]:
     """The new Ls(peer): known locators keep what is known of them.
 
     The ULID and the locator in use stay even when the list leaves them out, as broken ones:
@@ -154,13 +195,13 @@ def _merged(
     """
     ulid = context.outbound_key[16:]
     offered = listed.locators[:LOCATORS_MAX]
-    proofs = prove_locators(ulid, offered, data)
+    proofs = prove_listed(ulid, offered, listed.methods[:LOCATORS_MAX], evidence)
     merged: dict[Address, PeerLocator] = {}
     for octets, proof in zip(offered, proofs, strict=True):
         known = context.peer_locator(octets)
         if known is None:
             known = PeerLocator(octets, proof if _is_unicast(octets) else Proof.NONE)
-        elif not known.proved:
+        elif not known.proved or proof is Proof.HBA:
             known.proof = proof
         known.listed, known.broken = True, False
         merged[octets] = known

@@ -15,7 +15,7 @@ from m6proxy.discovery.codec import svcb_zone_line
 from m6proxy.discovery.names_book import NameBook
 from m6proxy.discovery.plan import ptr_question
 from m6proxy.names import Address, address
-from m6proxy.proof.judge import Proof, prove_locators, prove_ulid
+from m6proxy.proof.judge import Evidence, Proof, prove_locators, prove_ulid
 from tests.discovery.values import ALPHA
 from tests.harness.nameserver import HOST, Mood, Nameserver
 
@@ -211,14 +211,14 @@ def test_claimed_name() -> None:
     async def use(bench: Bench) -> None:
         own = await bench.resolver.named("a1.alpha.example", A1)
         assert own is not None and own.owns_ulid
-        assert prove_ulid(A1, A1_OTHER, own)
+        assert prove_ulid(A1, A1_OTHER, Evidence(own))
         # a thief at its own address claims the name of another, and the other way round
         other = await bench.resolver.named("a1.alpha.example", A2)
         assert other is not None and not other.owns_ulid
-        assert not prove_ulid(A2, STRANGER, other)
+        assert not prove_ulid(A2, STRANGER, Evidence(other))
         thief = await bench.resolver.named("thief.alpha.example", A1)
         assert thief is not None
-        assert not prove_ulid(A1, STRANGER, thief)
+        assert not prove_ulid(A1, STRANGER, Evidence(thief))
         assert prove_locators(A1, (STRANGER,), thief) == (Proof.NONE,)
         for nothing in ("none.alpha.example", "not a name", "", "x" * 300, "elsewhere.example"):
             assert await bench.resolver.named(nothing, A1) is None

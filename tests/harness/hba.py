@@ -1,13 +1,19 @@
-"""HBA sets for tests: the generation of RFC 5535 §6, which the package does not need."""
+"""HBA sets and hosts for tests: RFC 5535 §6, and the other end of §7, which the package lacks."""
 
 from __future__ import annotations
 
 import hashlib
 import random
+from typing import Any
 
 from m6proxy.names import Address
 from m6proxy.proof.cga import CgaParameters, Extension
 from m6proxy.proof.hba import MULTI_PREFIX
+from m6proxy.shim.core import Core
+from m6proxy.shim.locators import LocalSet, LocalSets, Uplink
+from m6proxy.wire.options import METHOD_HBA, LocatorList
+from m6proxy.wire.options import CgaParameters as CgaOption
+from tests.harness.pair import Site
 
 _SEC_SHIFT = 61
 _KEEP = 0x1CFFFFFFFFFFFFFF
@@ -42,4 +48,45 @@ def hba_set(
         )
         identifier = hash1 & _KEEP | sec << _SEC_SHIFT
         made.append((prefix + identifier.to_bytes(8), parameters))
+    return made
+
+
+class HbaLocalSet(LocalSet):
+    """Ls(local) of a host whose addresses are hashes: each has an identifier of its own."""
+
+    def __init__(
+        self, made: list[tuple[Address, CgaParameters]], uplinks: tuple[Uplink, ...]
+    ) -> None:
+        super().__init__(made[0][0], uplinks, 7)
+        self.locators = tuple(octets for octets, _ in made)
+        self._parameters = made[0][1].encode()
+
+    def options(self) -> Any:
+        listed = LocatorList(self.generation, (METHOD_HBA,) * len(self.locators), self.locators)
+        return listed, *super().options()[1:], CgaOption(self._parameters)
+
+
+class HbaLocalSets(LocalSets):
+    """The locator sets of a site with one HBA host; stands in for the site's own."""
+
+    def __init__(self, made: list[tuple[Address, CgaParameters]], core: Core) -> None:
+        super().__init__(core.settings.uplinks, core.entropy)
+        self._made = made
+
+    def same_host(self, ulid: Address, locator: Address) -> bool:
+        addresses = [octets for octets, _ in self._made]
+        return ulid in addresses and locator in addresses
+
+    def by_ulid(self, ulid: Address) -> LocalSet:
+        assert ulid == self._made[0][0]
+        return HbaLocalSet(self._made, self.uplinks)
+
+
+def become_hba(site: Site, seed: int = 1) -> list[tuple[Address, CgaParameters]]:
+    """Make a site's host one of an ordinary Shim6 kind: no name, addresses that are hashes."""
+    prefixes = [uplink.prefix.graft(site.ulid)[:8] for uplink in site.settings.uplinks]
+    made = hba_set(prefixes, seed=seed)
+    core = site.engine._core
+    core.local_sets = HbaLocalSets(made, core)
+    site.ulid, site.name = made[0][0], ""
     return made

@@ -6,8 +6,18 @@ import pytest
 
 from m6proxy.discovery.capability import NameData
 from m6proxy.names import address
-from m6proxy.proof.judge import JUDGES, Proof, prove_listed, prove_locators, prove_ulid
+from m6proxy.proof.judge import (
+    JUDGES,
+    Evidence,
+    Proof,
+    inconsistent,
+    made_with,
+    prove_listed,
+    prove_locators,
+    prove_ulid,
+)
 from tests.discovery.values import ALPHA
+from tests.harness.hba import hba_set
 
 A1 = address("2001:db8:a1:1::10")
 A1_OTHER = address("2001:db8:a2:1::10")
@@ -34,15 +44,15 @@ def test_a_name_that_does_not_cover_the_ulid_proves_nothing() -> None:
 
 def test_methods_have_their_judges() -> None:
     locators, methods = (A1, A1_OTHER, A1_OTHER, A1_OTHER), (201, 201, 1, 2)
-    assert prove_listed(A1, locators, methods, BY_PREFIX) == (
+    assert prove_listed(A1, locators, methods, Evidence(BY_PREFIX)) == (
         Proof.ULID,
         Proof.DNS,
         Proof.NONE,
         Proof.NONE,
     )
-    assert set(JUDGES) == {201}
+    assert set(JUDGES) == {1, 201}
     with pytest.raises(ValueError, match="zip"):
-        prove_listed(A1, locators, (201,), BY_PREFIX)
+        prove_listed(A1, locators, (201,), Evidence(BY_PREFIX))
 
 
 @pytest.mark.parametrize(
@@ -58,4 +68,45 @@ def test_methods_have_their_judges() -> None:
     ],
 )
 def test_ulid(source: bytes, data: NameData | None, proved: bool) -> None:
-    assert prove_ulid(A1, source, data) is proved
+    assert prove_ulid(A1, source, Evidence(data)) is proved
+
+
+HBA_PREFIXES = [address("2001:db8:a1:1::")[:8], address("2001:db8:a2:1::")[:8]]
+(FIRST, PARAMETERS), (SECOND, _) = hba_set(HBA_PREFIXES)
+(OTHER_FIRST, OTHER_PARAMETERS), (OTHER_SECOND, _) = hba_set(HBA_PREFIXES, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("locator", "evidence", "proof"),
+    [
+        (SECOND, Evidence(None, PARAMETERS), Proof.HBA),
+        (SECOND, Evidence(), Proof.NONE),
+        (SECOND, Evidence(None, OTHER_PARAMETERS), Proof.NONE),
+        (OTHER_SECOND, Evidence(None, PARAMETERS), Proof.NONE),
+        (FIRST, Evidence(), Proof.ULID),
+    ],
+)
+def test_a_set_of_hashes_proves_its_own(locator: bytes, evidence: Evidence, proof: Proof) -> None:
+    assert prove_listed(FIRST, (locator,), (1,), evidence) == (proof,)
+
+
+def test_a_method_that_the_parameters_contradict_has_its_place() -> None:
+    given = (FIRST, SECOND, VICTIM)
+    assert inconsistent(FIRST, given, (1, 1, 201), PARAMETERS) is None
+    assert inconsistent(FIRST, given, (1, 1, 1), PARAMETERS) == 2
+    assert inconsistent(FIRST, given, (201, 1, 201), None) == 1
+    assert inconsistent(OTHER_FIRST, given, (201, 1, 201), PARAMETERS) == 1
+
+
+def test_parameters_belong_to_the_addresses_made_with_them() -> None:
+    assert made_with(FIRST, PARAMETERS)
+    assert made_with(SECOND, PARAMETERS)
+    assert not made_with(FIRST, OTHER_PARAMETERS)
+    assert not made_with(VICTIM, PARAMETERS)
+
+
+def test_a_ulid_is_proved_from_another_address_of_its_set() -> None:
+    assert prove_ulid(FIRST, SECOND, Evidence(None, PARAMETERS))
+    assert not prove_ulid(FIRST, SECOND, Evidence())
+    assert not prove_ulid(FIRST, OTHER_SECOND, Evidence(None, PARAMETERS))
+    assert not prove_ulid(FIRST, VICTIM, Evidence(None, OTHER_PARAMETERS))

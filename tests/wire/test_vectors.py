@@ -47,6 +47,7 @@ from m6proxy.wire.options import (
     encode_options,
     parse_options,
 )
+from tests.harness.hba import hba_set
 from tests.vectors import load_vectors, parse_vectors
 
 MESSAGES = load_vectors("messages.txt")
@@ -54,6 +55,8 @@ OPTIONS = load_vectors("options.txt")
 
 A1, A2 = address("2001:db8:a1::10"), address("2001:db8:a2::10")
 B1, B2 = address("2001:db8:b1::20"), address("2001:db8:b2::20")
+
+HBA = hba_set([address(f"2001:db8:a{n}:1::")[:8] for n in (1, 2)])
 
 PROBED = ProbeRecord(A2, B1, 0x11223344)
 
@@ -71,6 +74,16 @@ MESSAGE_VALUES: dict[str, Message] = {
             LocatorPreferences(1, 3, (Preference(0, 1, 10), Preference(BROKEN, 2, 20))),
             SenderName("a1.alpha.example"),
             KeepaliveTimeout(3),
+        ),
+    ),
+    "i2 with hba": I2(
+        0x123456789ABC,
+        0xDEADBEEF,
+        0xCAFEF00D,
+        (
+            ResponderValidator(bytes.fromhex("f1f2f3f4")),
+            LocatorList(5, (METHOD_HBA, METHOD_HBA), (HBA[0][0], HBA[1][0])),
+            CgaParameters(HBA[0][1].encode()),
         ),
     ),
     "r2": R2(
