@@ -18,7 +18,7 @@ from m6proxy.daemon.yamlpos import Document, KeyPath, parse_yaml
 from m6proxy.errors import SetupError
 from m6proxy.names import Address, Prefix, address, address_text
 from m6proxy.shim.locators import UPLINKS_MAX
-from m6proxy.shim.policy import EstablishPolicy, Selector
+from m6proxy.shim.policy import DETECTION, Detection, EstablishPolicy, Selector
 from m6proxy.steering.settings import SteeringSettings, UplinkSettings
 
 RUN_DIRECTORY = Path("/run/m6proxy")
@@ -62,6 +62,10 @@ class Config:
     """The control socket, absolute, at most 107 octets."""
     establish: EstablishPolicy = field(default_factory=EstablishPolicy)
     unknown_peers: Literal["ignore", "probe"] = "ignore"
+    detection: tuple[Detection, ...] = DETECTION
+    """How to find out whether a peer has a shim, in this order."""
+    capable: tuple[Prefix, ...] = ()
+    """Peers that have one by word of the operator; a name's addresses are /128."""
     send_timeout_s: float = 15.0
     """RFC 5534 Send Timeout: how long an answer may be due before exploration starts."""
     idle_s: float = 300.0
@@ -151,6 +155,8 @@ def _freeze(file: ConfigFile) -> Config:
             never=tuple(Selector.parse(text) for text in establish.never),
         ),
         unknown_peers=policy.unknown_peers,
+        detection=tuple(Detection(method) for method in policy.detection),
+        capable=tuple(_capable(file)),
         send_timeout_s=policy.send_timeout_s,
         idle_s=policy.idle_s,
         max_contexts=policy.max_contexts,
@@ -162,6 +168,14 @@ def _freeze(file: ConfigFile) -> Config:
         rule_priority=file.routing.rule_priority,
         manage_routes=file.routing.manage,
     )
+
+
+def _capable(file: ConfigFile) -> Iterator[Prefix]:
+    for text in file.policy.capable:
+        if ":" in text:
+            yield Prefix.parse(text)
+        else:
+            yield from (Prefix(address(one), 128) for one in file.peers[text])
 
 
 # What lies between keys. These look at the raw values, whatever of them can be understood,
@@ -179,6 +193,7 @@ def _check_between_keys(document: Document) -> None:
     _check_interfaces(document)
     prefixes = _check_prefixes(document)
     _check_hosts(document, prefixes)
+    _check_detection(document)
     outbound = _at(document.value, "queues", "outbound")
     inbound = _at(document.value, "queues", "inbound")
     if (140 if outbound is None else outbound) == (141 if inbound is None else inbound):
@@ -268,6 +283,21 @@ def _check_hosts(document: Document, prefixes: list[Prefix]) -> None:
                 f"{address_text(host)} is {seen[host]} already; give each host one name",
             )
         seen.setdefault(host, name)
+
+
+def _check_detection(document: Document) -> None:
+    methods = _at(document.value, "policy", "detection")
+    if isinstance(methods, list) and len(set(map(str, methods))) < len(methods):
+        document.add(("policy", "detection"), "names a way twice; write each at most once")
+    peers = _at(document.value, "peers")
+    known = {str(name).rstrip(".").lower() for name in peers} if isinstance(peers, dict) else set()
+    capable = _at(document.value, "policy", "capable")
+    for place, text in enumerate(capable if isinstance(capable, list) else ()):
+        if isinstance(text, str) and ":" not in text and text.rstrip(".").lower() not in known:
+            document.add(
+                ("policy", "capable", place),
+                f"{text!r} has no address in `peers`; add it there, or write a prefix",
+            )
 
 
 def _uplinks(document: Document) -> Iterator[tuple[str, dict[str, object]]]:

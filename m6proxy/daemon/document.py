@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from m6proxy.daemon.yamlpos import Document, KeyPath
 from m6proxy.discovery.hostname import parse_name
 from m6proxy.names import Prefix, address
-from m6proxy.shim.policy import Selector
+from m6proxy.shim.policy import DETECTION, Selector
 
 SITE_OCTETS_MAX = 200
 """So that it fits the comment of every rule (ip6tables allows 255 octets)."""
@@ -127,12 +127,24 @@ def _uplink_name(text: str) -> str:
     return text
 
 
+def _name_or_prefix(text: str) -> str:
+    if ":" not in text:
+        return domain_name(text)
+    try:
+        return str(Prefix.parse(text))
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is neither a prefix nor a name; write for example '2001:db8:b1::/48'"
+        ) from None
+
+
 SiteName: TypeAlias = Annotated[str, AfterValidator(_site)]
 DomainName: TypeAlias = Annotated[str, AfterValidator(domain_name)]
 Interface: TypeAlias = Annotated[str, AfterValidator(_interface)]
 Ipv6: TypeAlias = Annotated[str, AfterValidator(_unicast)]
 Ip: TypeAlias = Annotated[str, AfterValidator(_ip)]
 PrefixText: TypeAlias = Annotated[str, AfterValidator(_prefix)]
+NameOrPrefix: TypeAlias = Annotated[str, AfterValidator(_name_or_prefix)]
 SelectorText: TypeAlias = Annotated[str, AfterValidator(_selector)]
 SocketPath: TypeAlias = Annotated[str, AfterValidator(_control)]
 UplinkName: TypeAlias = Annotated[str, AfterValidator(_uplink_name)]
@@ -204,6 +216,16 @@ class PolicySection(Section):
     )
     unknown_peers: Literal["ignore", "probe"] = Field(
         default="ignore", description="one of `ignore` and `probe`", examples=["ignore"]
+    )
+    detection: list[Literal["configuration", "dns", "probe", "i1"]] = Field(
+        default_factory=lambda: [method.value for method in DETECTION],
+        description="a list of `configuration`, `dns`, `probe` and `i1`",
+        examples=["[configuration, dns, i1]"],
+    )
+    capable: list[NameOrPrefix] = Field(
+        default_factory=list,
+        description="a list of prefixes, and of names that stand in `peers`",
+        examples=['["2001:db8:b1::/48"]'],
     )
     send_timeout_s: float = Field(
         default=15.0, ge=1, le=100, description="seconds from 1 to 100", examples=["15"]

@@ -172,6 +172,8 @@ def shim_settings(config: Config) -> ShimSettings:
         ),
         establish=config.establish,
         probe_unknown=config.unknown_peers == "probe",
+        detection=config.detection,
+        capable=config.capable,
         send_timeout_s=config.send_timeout_s,
         idle_s=config.idle_s,
         max_contexts=config.max_contexts,

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from m6proxy.errors import MalformedMessage, PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, is_multicast
 from m6proxy.reasons import Reason
-from m6proxy.shim import establish, reap, update
+from m6proxy.shim import detect, establish, reap, update
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
@@ -28,6 +28,8 @@ from m6proxy.wire.message import (
     MAX_QUOTE_OCTETS,
     R1,
     R2,
+    CapabilityReply,
+    CapabilityRequest,
     ErrorCode,
     ErrorMessage,
     I2bis,
@@ -123,9 +125,13 @@ def _dispatch(
             establish.handle_r2(core, message, route, now)
         case R1bis():
             establish.handle_r1bis(core, message, route, now)
+        case CapabilityRequest():
+            detect.handle_request(core, message, route, now)
+        case CapabilityReply():
+            detect.handle_reply(core, message, route, now)
         case UpdateRequest() | UpdateAck() | Keepalive() | Probe():
             _handle_tagged(core, message, route, now)
-        case ErrorMessage():
+        case ErrorMessage() if not detect.handle_error(core, message, route, now):
             raise PeerViolation(Reason.PEER_ERROR, f"error code {message.code}")
         case UnknownMessage():
             raise PeerViolation(Reason.UNKNOWN_TYPE, f"message type {message.number}")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from m6proxy.names import Address, LocatorPair, UlidPair
+from m6proxy.discovery.remembered import RememberedPeers
+from m6proxy.names import Address, LocatorPair, Prefix, UlidPair
 from m6proxy.reasons import Reason
 from m6proxy.shim.context import Context
 from m6proxy.shim.effects import Effect, Report, SendPacket, Wake, What
 from m6proxy.shim.entropy import Entropy
+from m6proxy.shim.inquiries import Inquiries
 from m6proxy.shim.locators import LocalSets, Uplink
-from m6proxy.shim.policy import Accounts, EstablishPolicy
+from m6proxy.shim.policy import DETECTION, Accounts, Detection, EstablishPolicy
 from m6proxy.shim.ratelimit import RateLimit
 from m6proxy.shim.responder import Responder
 from m6proxy.shim.table import ContextTable
@@ -32,7 +34,11 @@ class ShimSettings:
     uplinks: tuple[Uplink, ...]
     establish: EstablishPolicy = field(default_factory=EstablishPolicy)
     probe_unknown: bool = False
-    """Whether to send an I1 to peers about which DNS says nothing."""
+    """Whether to signal to peers about which DNS says nothing."""
+    detection: tuple[Detection, ...] = DETECTION
+    """How to find out whether a peer has a shim, in this order."""
+    capable: tuple[Prefix, ...] = ()
+    """Where the operator says that peers have one."""
     send_timeout_s: float = SEND_TIMEOUT_S
     idle_s: float = MIN_IDLE_S
     max_contexts: int = 200_000
@@ -53,7 +59,9 @@ class Core:
         "entropy",
         "errors_limit",
         "icmp_limit",
+        "inquiries",
         "local_sets",
+        "peers",
         "requests_limit",
         "responder",
         "restored",
@@ -68,18 +76,21 @@ class Core:
         self.local_sets = LocalSets(settings.uplinks, entropy)
         self.contexts = ContextTable()
         self.accounts = Accounts(settings.establish)
+        self.peers = RememberedPeers()
+        self.inquiries = Inquiries()
         self.responder = Responder(entropy)
         self.requests_limit = RateLimit(settings.requests_per_s, settings.requests_per_s)
         self.icmp_limit = RateLimit(1000.0, 1000.0)
         self.errors_limit = RateLimit(10.0, 10.0)
         self.effects: list[Effect] = []
         """The same list for ever, so that the loop can look at it after every packet."""
-        self.timers = TimerHeap(self._wake)
+        self.timers = TimerHeap(self.wake)
         self.drops: dict[Reason, int] = {}
         self.rewritten = 0
         self.restored = 0
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """The next deadline is earlier than it was: the loop must know."""
         if _WAKE not in self.effects:
             self.effects.append(_WAKE)
 

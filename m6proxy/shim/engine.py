@@ -23,6 +23,7 @@ from m6proxy.names import TAG_MASK, LocatorPair, UlidPair
 from m6proxy.reasons import Reason
 from m6proxy.shim import (
     control,
+    detect,
     establish,
     forward,
     icmp,
@@ -38,7 +39,7 @@ from m6proxy.shim.effects import AskCapability, Effect, LearnNames, What
 from m6proxy.shim.entropy import Entropy
 from m6proxy.shim.locators import Uplink
 from m6proxy.shim.pending import PendingProofs
-from m6proxy.shim.timers import NEVER, NO_R1_HOLDDOWN_S
+from m6proxy.shim.timers import NEVER
 from m6proxy.shim.transitions import REMEMBERS, Input, ReapState, State, legal
 from m6proxy.shim.verdict import Verdict
 from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_SHIM, NEXT_UDP, Walk, find_shim, upper_layer
@@ -108,11 +109,16 @@ class Engine:
 
     def next_deadline(self) -> float | None:
         """When ``handle_timer`` must be called at the latest, or None."""
-        return self._core.timers.next_deadline()
+        due_s = self._core.timers.next_deadline()
+        asked_s = self._core.inquiries.next_deadline_s()
+        if due_s is None or asked_s is None:
+            return asked_s if due_s is None else due_s
+        return min(due_s, asked_s)
 
     def handle_timer(self, now: float) -> None:
         """Expire everything that is due, each context once."""
         core = self._core
+        detect.expire(core, now)
         due = []
         while (context := core.timers.pop_due(now)) is not None:
             due.append(context)
@@ -145,19 +151,7 @@ class Engine:
         self, pair: UlidPair, data: NameData | None, local_name: str | None, now: float
     ) -> None:
         """The answer to AskCapability: what DNS says of the peer, and our host's own name."""
-        core = self._core
-        key = pair.local + pair.peer
-        capability = data.capability if data is not None else None
-        if core.settings.probe_unknown if capability is None else capability.accepts:
-            detail = data.name if data is not None else "probing an unknown peer"
-            core.report(What.CAPABLE, pair, detail)
-            try:
-                establish.initiate(core, key, data, local_name, now)
-            except PeerViolation as violation:
-                core.drop(violation.reason)
-        else:
-            core.report(What.NOT_CAPABLE, pair)
-            core.accounts.silence(key, now + NO_R1_HOLDDOWN_S)
+        detect.decide(self._core, pair, data, local_name, now)
 
     def handle_proof(
         self, pair: UlidPair, data: NameData | None, local_name: str | None, now: float
@@ -251,6 +245,9 @@ class Engine:
         core.accounts.silence(key, now + _ASK_AGAIN_S)
         pair = UlidPair(key[:16], key[16:])
         if not core.local_sets.is_local(pair.local) or core.local_sets.is_local(pair.peer):
+            return
+        if until_s := core.peers.refused_until_s(pair.peer, pair.peer, now):
+            core.accounts.silence(key, min(until_s, now + _ASK_AGAIN_S))
             return
         core.report(What.ASKED, pair)
         core.effects.append(AskCapability(pair))

@@ -164,6 +164,7 @@ def complete(
         raise PeerViolation(Reason.UNPROVED_ULID, "neither name nor hash bears the ULID")
     context = core.contexts.by_pair(key, fii)
     _check_source(context, message, route, evidence, ulid)
+    core.peers.note_capable(ulid, now)
     if context is None:
         context = lifecycle.create(core, key, fii, now)
     context.local_name = local_name
@@ -189,6 +190,7 @@ def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
     if data is not None and name is not None and name.name != data.name:
         data = None
     _adopt(core, context, message.responder_tag, message.options, data, now)
+    core.peers.note_capable(context.outbound_key[16:], now)
     lifecycle.enter(core, context, State.ESTABLISHED, Input.R2, now)
     lifecycle.refresh_path(core, context)
     if data is None and name is not None:
@@ -245,15 +247,23 @@ def expire(core: Core, context: Context, now: float) -> None:
         lifecycle.enter(core, context, context.state, Input.RETRANSMIT, now)
         _send_current(core, context, now)
     elif context.state is State.I1_SENT:
-        lifecycle.refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
+        _fail(core, context, handshake, now)
     else:
         lifecycle.enter(core, context, State.I1_SENT, Input.RETRIES_SPENT, now)
         handshake.retries = 0
         handshake.rounds += 1
         if handshake.rounds > 1:
-            lifecycle.refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
+            _fail(core, context, handshake, now)
         else:
             _send_current(core, context, now)
+
+
+def _fail(core: Core, context: Context, handshake: Handshake, now: float) -> None:
+    """§7.8: nobody answers. Who has a record is refused for this identifier only."""
+    recorded = handshake.data is not None and handshake.data.capability is not None
+    ulid = context.outbound_key[16:] if recorded or handshake.validator else b""
+    core.peers.refuse(handshake.route.peer, now + NO_R1_HOLDDOWN_S, ulid)
+    lifecycle.refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
 
 
 def _send_current(core: Core, context: Context, now: float) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from m6proxy.errors import MalformedMessage
 from m6proxy.names import Address, LocatorPair
-from m6proxy.shim import forward, lifecycle
+from m6proxy.shim import detect, forward, lifecycle
 from m6proxy.shim.core import Core
 from m6proxy.shim.timers import ICMP_HOLDDOWN_S
 from m6proxy.shim.transitions import Input, legal
@@ -129,17 +129,19 @@ def _pointer_before_growth(head: bytes, place: Walk) -> int:
 
 
 def _note_no_support(core: Core, quoted: _Quoted, now: float) -> None:
-    """RFC 5533 §7.8: the peer's next header says for sure that it has no shim."""
+    """RFC 5533 §7.8: the peer says for sure that it has no shim."""
     try:
         message = parse_message(quoted.octets[quoted.place.offset :])
     except MalformedMessage:
         return
+    detect.note_unrecognized(core, message, quoted.route, now)
     if not isinstance(message, I1 | I2 | I2bis):
         return
     context = core.contexts.by_nonce(message.initiator_nonce)
     if context is None or context.handshake is None or context.handshake.route != quoted.route:
         return
     if legal(context.state, Input.UNRECOGNIZED):
+        core.peers.refuse(quoted.route.peer, now + ICMP_HOLDDOWN_S)
         lifecycle.refuse(core, context, Input.UNRECOGNIZED, ICMP_HOLDDOWN_S, now)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from enum import Enum, unique
 
 from m6proxy.names import Address, Prefix
 from m6proxy.wire.ipv6 import upper_layer
@@ -51,6 +52,24 @@ class Selector:
         if not port_text.isdecimal() or not 1 <= int(port_text) <= 65535:
             raise ValueError(f"{text!r}: a port is a number from 1 to 65535")
         return cls(protocol=protocol, port=int(port_text))
+
+
+@unique
+class Detection(Enum):
+    """The ways to find out whether a peer has a shim; the values are those of the file."""
+
+    CONFIGURATION = "configuration"
+    """The operator says so."""
+    DNS = "dns"
+    """The peer's record says so."""
+    PROBE = "probe"
+    """The peer answers a question of its own."""
+    I1 = "i1"
+    """The peer answers an I1."""
+
+
+DETECTION = (Detection.CONFIGURATION, Detection.DNS, Detection.I1)
+"""The order unless the configuration gives another."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ from m6proxy.wire.values import (
     MAX_QUOTE_OCTETS,
     R1,
     R2,
+    CapabilityReply,
+    CapabilityRequest,
     ErrorCode,
     ErrorMessage,
     I2bis,
@@ -49,6 +51,8 @@ __all__ = [
     "MAX_QUOTE_OCTETS",
     "R1",
     "R2",
+    "CapabilityReply",
+    "CapabilityRequest",
     "ErrorCode",
     "ErrorMessage",
     "I2bis",
@@ -76,6 +80,7 @@ _TAG_NONCE = struct.Struct("!6xHII")
 _R1_FIXED = struct.Struct("!8xII")
 _I2_FIXED = struct.Struct("!6xHIII4x")
 _I2BIS_FIXED = struct.Struct("!6xHIII6xHI")
+_CAPABILITY_FIXED = struct.Struct("!8xI4x")
 _PROBE_FIXED = struct.Struct("!6xHIBB2x")
 _RECORD = struct.Struct("!16s16sII")
 _MIN_OCTETS = 8
@@ -97,6 +102,7 @@ _ON_R2 = frozenset(
     )
 )
 _ON_I2 = _ON_I1 | _ON_R1 | _ON_R2
+_ON_CAPABILITY = frozenset((opt.NUMBER_FEATURES,))
 _ON_OTHERS: frozenset[int] = frozenset()
 
 
@@ -145,6 +151,10 @@ def encode_message(message: Message) -> bytes:
             number, body = MessageType.R2, _tag_nonce(tag, nonce)
         case R1bis(tag, nonce, options):
             number, body = MessageType.R1BIS, _tag_nonce(tag, nonce)
+        case CapabilityRequest(nonce, options):
+            number, body = MessageType.CAPABILITY_REQUEST, _CAPABILITY_FIXED.pack(nonce)
+        case CapabilityReply(nonce, options):
+            number, body = MessageType.CAPABILITY_REPLY, _CAPABILITY_FIXED.pack(nonce)
         case UpdateRequest(tag, nonce, options):
             number, body = MessageType.UPDATE_REQUEST, _tag_nonce(tag, nonce)
         case UpdateAck(tag, nonce, options):
@@ -238,6 +248,16 @@ def _parse_i2bis(octets: bytes) -> I2bis:
     )
 
 
+def _parse_capability_request(octets: bytes) -> CapabilityRequest:
+    (nonce,) = _CAPABILITY_FIXED.unpack_from(octets)
+    return CapabilityRequest(nonce, _options(octets, 16, _ON_CAPABILITY))
+
+
+def _parse_capability_reply(octets: bytes) -> CapabilityReply:
+    (nonce,) = _CAPABILITY_FIXED.unpack_from(octets)
+    return CapabilityReply(nonce, _options(octets, 16, _ON_CAPABILITY))
+
+
 def _parse_update_request(octets: bytes) -> UpdateRequest:
     high, low, nonce = _TAG_NONCE.unpack_from(octets)
     return UpdateRequest(_tag(high, low), nonce, _options(octets, 16, _ON_R2))
@@ -288,6 +308,8 @@ _PARSERS: dict[int, tuple[int, Callable[[bytes], Message]]] = {
     MessageType.R2: (16, _parse_r2),
     MessageType.R1BIS: (16, _parse_r1bis),
     MessageType.I2BIS: (32, _parse_i2bis),
+    MessageType.CAPABILITY_REQUEST: (16, _parse_capability_request),
+    MessageType.CAPABILITY_REPLY: (16, _parse_capability_reply),
     MessageType.UPDATE_REQUEST: (16, _parse_update_request),
     MessageType.UPDATE_ACK: (16, _parse_update_ack),
     MessageType.KEEPALIVE: (16, _parse_keepalive),

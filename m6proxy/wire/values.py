@@ -26,7 +26,7 @@ _MAX_U32 = 0xFFFFFFFF
 
 
 class MessageType(IntEnum):
-    """RFC 5533 §5.3, Table 1."""
+    """RFC 5533 §5.3, Table 1; 60 and 61 are ours (docs/wire.md)."""
 
     I1 = 1
     R1 = 2
@@ -34,6 +34,8 @@ class MessageType(IntEnum):
     R2 = 4
     R1BIS = 5
     I2BIS = 6
+    CAPABILITY_REQUEST = 60
+    CAPABILITY_REPLY = 61
     UPDATE_REQUEST = 64
     UPDATE_ACK = 65
     KEEPALIVE = 66
@@ -140,6 +142,29 @@ class I2bis:
     def __post_init__(self) -> None:
         _check_fields(self.initiator_tag, self.initiator_nonce, self.responder_nonce)
         _check_fields(self.packet_tag)
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityRequest:
+    """docs/wire.md: asks whether the receiver speaks the protocol at all."""
+
+    nonce: int
+    options: tuple[Option, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_fields(0, self.nonce)
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityReply:
+    """docs/wire.md: it does. Never longer than the request that it answers."""
+
+    nonce: int
+    """Copied from the request."""
+    options: tuple[Option, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_fields(0, self.nonce)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +283,8 @@ Message: TypeAlias = (
     | R2
     | R1bis
     | I2bis
+    | CapabilityRequest
+    | CapabilityReply
     | UpdateRequest
     | UpdateAck
     | Keepalive

@@ -12,7 +12,7 @@ from m6proxy.daemon.config import Config, ConfigError, load_config, parse_config
 from m6proxy.daemon.document import ConfigFile, Section
 from m6proxy.errors import SetupError
 from m6proxy.names import Prefix, address
-from m6proxy.shim.policy import EstablishPolicy, Selector
+from m6proxy.shim.policy import Detection, EstablishPolicy, Selector
 
 CONTRACT = """\
 site: alpha.example
@@ -37,6 +37,17 @@ def problems(text: str) -> list[str]:
 def changed(old: str, new: str) -> str:
     assert old in CONTRACT
     return CONTRACT.replace(old, new)
+
+
+def test_capable_peers() -> None:
+    text = CONTRACT.replace(
+        "unknown_peers: ignore",
+        'capable: ["2001:db8:c1::/48", B1.beta.example], detection: [dns, probe]',
+    ).replace("control:", "peers: {b1.beta.example: ['2001:db8:b1::1']}\ncontrol:")
+    config = parse_config(text, "f.yaml")
+    prefixes = (Prefix.parse("2001:db8:c1::/48"), Prefix(address("2001:db8:b1::1"), 128))
+    assert config.capable == prefixes
+    assert config.detection == (Detection.DNS, Detection.PROBE)
 
 
 def test_the_contract_means_what_it_says(tmp_path: Path) -> None:
@@ -241,6 +252,23 @@ def test_a_gateway_may_be_link_local() -> None:
             "unknown_peers: ask",
             "f.yaml:7: policy.unknown_peers: 'ask' is not one of `ignore` and `probe`; "
             "write for example `ignore`",
+        ),
+        (
+            "unknown_peers: ignore",
+            "detection: [dns, dns]",
+            "f.yaml:7: policy.detection: names a way twice; write each at most once",
+        ),
+        (
+            "unknown_peers: ignore",
+            "capable: [b1.beta.example]",
+            "f.yaml:7: policy.capable[0]: 'b1.beta.example' has no address in `peers`; "
+            "add it there, or write a prefix",
+        ),
+        (
+            "unknown_peers: ignore",
+            'capable: ["2001:db8::1/48"]',
+            "f.yaml:7: policy.capable[0]: '2001:db8::1/48' is neither a prefix nor a name; "
+            "write for example '2001:db8:b1::/48'",
         ),
         (
             "send_timeout_s: 3",

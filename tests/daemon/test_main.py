@@ -9,6 +9,7 @@ import pytest
 from m6proxy.daemon.config import parse_config
 from m6proxy.daemon.main import own_address, shim_settings
 from m6proxy.names import address
+from m6proxy.shim.policy import DETECTION
 from tests.daemon.test_config import CONTRACT
 
 IF_INET6 = """\
@@ -43,6 +44,7 @@ def test_the_engine_is_told_what_the_configuration_says(tmp_path: Path) -> None:
         parse_config(CONTRACT.replace("unknown_peers: ignore", "unknown_peers: probe"), "f")
     )
     assert [(u.name, u.preference) for u in settings.uplinks] == [("isp1", 1), ("isp2", 2)]
+    assert settings.detection == DETECTION and settings.capable == ()
     assert settings.probe_unknown and settings.send_timeout_s == 3.0
     assert settings.establish.after_octets == 2048
 

@@ -16,7 +16,7 @@ from tests.wire.strategies import messages
 
 MESSAGES = list(load_vectors("messages.txt").values())
 PACKETS = list(load_vectors("packets.txt").values())
-TYPES = [0, 1, 2, 3, 4, 5, 6, 60, 64, 65, 66, 67, 68, 127]
+TYPES = [0, 1, 2, 3, 4, 5, 6, 60, 61, 64, 65, 66, 67, 68, 127]
 
 # The machine may be busy with other tests: no example has a deadline.
 unhurried = settings(deadline=None, max_examples=300)

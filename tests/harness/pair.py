@@ -103,6 +103,7 @@ class Pair:
         dns: bool = True,
         max_contexts: int = 1000,
         requests_per_s: float = 200.0,
+        adjust: Callable[[ShimSettings], ShimSettings] = lambda settings: settings,
     ) -> None:
         self.clock = Clock()
         self.capable = capable
@@ -126,6 +127,7 @@ class Pair:
                 max_contexts=max_contexts,
                 requests_per_s=requests_per_s,
             )
+            settings = adjust(settings)
             engine = Engine(settings, SeededEntropy(self._seed))
             self._seed += 1
             self.sites[letter] = Site(letter, engine, NAMES[ulid], ulid, settings)

@@ -62,7 +62,7 @@ def flipped(packet: bytes, at: int) -> bytes:
         (control(B1, ALL_NODES, I1(5, 5)), Reason.BAD_ADDRESS),
         (control(B1, B2, I1(5, 5)), Reason.NOT_OUR_HOST),
         (control(A1_ISP2, A1, I1(5, 5)), Reason.UNPROVED_ULID),
-        (control(B1, A1, UnknownMessage(60, bytes(10))), Reason.UNKNOWN_TYPE),
+        (control(B1, A1, UnknownMessage(124, bytes(10))), Reason.UNKNOWN_TYPE),
         (
             control(B1, A1, I1(5, 5, (UnknownOption(99, True, b"x"),))),
             Reason.CRITICAL_OPTION,
@@ -116,7 +116,7 @@ def test_what_is_not_ours_passes(packet: bytes) -> None:
 
 def test_errors_are_told_to_the_sender_and_never_about_errors() -> None:
     pair = Pair()
-    unknown = control(B1, A1, UnknownMessage(60, bytes(10)))
+    unknown = control(B1, A1, UnknownMessage(124, bytes(10)))
     pair.inject(pair.alpha, unknown)
     critical = control(B1, A1, I1(5, 5, (UnknownOption(99, True, b"x"),)))
     pair.inject(pair.alpha, critical)
@@ -130,12 +130,12 @@ def test_errors_are_told_to_the_sender_and_never_about_errors() -> None:
 
 def test_errors_are_limited_and_small() -> None:
     pair = Pair()
-    packet = control(EVE, A1, UnknownMessage(60, bytes(1202)))
+    packet = control(EVE, A1, UnknownMessage(124, bytes(1202)))
     for _ in range(100):
         pair.inject(pair.alpha, packet)
     assert len(pair.alpha.sent) == 10
     assert all(len(sent) <= min(MIN_MTU, len(packet) + 64) for _, sent in pair.alpha.sent)
-    outside = control(EVE, B1, UnknownMessage(60, bytes(10)))
+    outside = control(EVE, B1, UnknownMessage(124, bytes(10)))
     pair.inject(pair.alpha, outside)
     assert len(pair.alpha.sent) == 10
 

@@ -10,6 +10,8 @@ from m6proxy.wire.message import (
     I2,
     R1,
     R2,
+    CapabilityReply,
+    CapabilityRequest,
     ErrorCode,
     ErrorMessage,
     I2bis,
@@ -120,7 +122,9 @@ MESSAGE_VALUES: dict[str, Message] = {
     "error": ErrorMessage(
         ErrorCode.CRITICAL_OPTION, 0x38, bytes.fromhex("6000000000188c4020010db800a10000")
     ),
-    "unknown": UnknownMessage(60, bytes(range(1, 11)), 0x2A),
+    "capability request": CapabilityRequest(0xDEADBEEF, (Features(5),)),
+    "capability reply": CapabilityReply(0xDEADBEEF),
+    "unknown": UnknownMessage(124, bytes(range(1, 11)), 0x2A),
 }
 
 RECEIVED_ONLY: dict[str, Message] = {
