@@ -50,6 +50,8 @@ def context_view(context: Context, to_unix: ToUnix) -> Json:
                 "proof": locator.proof.value,
                 "tested": locator.tested,
                 "broken": locator.broken,
+                "transient": locator.transient,
+                "weight": locator.weight,
             }
             for locator in context.peer_locators
         ],

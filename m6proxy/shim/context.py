@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from m6proxy.discovery.capability import NameData
@@ -29,6 +30,7 @@ class Handshake:
         "retries",
         "rounds",
         "route",
+        "shortened",
         "timeout_due_s",
         "validator",
     )
@@ -47,6 +49,19 @@ class Handshake:
         self.timeout_due_s = NEVER
         self.route = route
         """The locator pair that the exchange uses."""
+        self.shortened = False
+        """Whether a message of it had no room for all our locators."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAck:
+    """An Update Request of the peer that is acknowledged when its locators are proved."""
+
+    request_nonce: int
+    route: LocatorPair
+    """Which way it came; the acknowledgement goes back there."""
+    due_s: float
+    """When it is acknowledged without the answer of DNS."""
 
 
 class PendingUpdate:
@@ -71,6 +86,7 @@ class Context:
         "fii",
         "handshake",
         "held",
+        "held_ack",
         "holddown_due_s",
         "inbound_key",
         "keepalive_due_s",
@@ -91,8 +107,10 @@ class Context:
         "peer_generation",
         "peer_locators",
         "peer_name",
+        "peer_order",
         "peer_parameters",
         "peer_tag",
+        "peer_updated",
         "reap_state",
         "rehomed_s",
         "rehomings",
@@ -123,12 +141,17 @@ class Context:
         self.peer_features = 0
         """What the peer announced and we understand (``features.Feature``)."""
         self.peer_generation = 0
+        self.peer_order: tuple[Address, ...] | None = None
+        """The peer's list as it came, when ``peer_locators`` does not show it any more."""
+        self.peer_updated = False
+        """Whether the peer sent an Update Request since it chose its tag."""
         self.peer_parameters = b""
         """The CGA Parameter Data Structure of an HBA peer, as it came, for later Updates."""
         self.route = key
         """Lp(local) and Lp(peer), 32 octets."""
         self.handshake: Handshake | None = None
         self.update: PendingUpdate | None = None
+        self.held_ack: HeldAck | None = None
 
         # reachability (RFC 5534)
         self.reap_state = ReapState.OPERATIONAL
@@ -212,6 +235,8 @@ class Context:
             due.append(self.handshake.timeout_due_s)
         if self.update is not None and self.update.timeout_due_s:
             due.append(self.update.timeout_due_s)
+        if self.held_ack is not None:
+            due.append(self.held_ack.due_s)
         if self.exploration is not None:
             due.append(self.exploration.due_s or self.exploration.ended_s + RELEASE_EXPLORATION_S)
         if self.carries:

@@ -82,6 +82,7 @@ class What(Enum):
     OPERATIONAL = "path confirmed"
     PROVED = "locators proved"
     UPDATED = "locators updated"
+    SHORTENED = "locators left out"
     REMOVED = "context removed"
     STATE = "state"
 

@@ -166,10 +166,12 @@ class Engine:
             except PeerViolation as violation:
                 core.drop(violation.reason)
         context = core.contexts.by_pair(key)
-        if context is None or not context.carries or data is None:
+        if context is None or not context.carries:
             return
-        if data.name == context.peer_name:
+        if data is not None and data.name == context.peer_name:
             peerset.adopt_proof(core, context, data)
+            reap.widen(context)
+        update.acknowledge(core, context)
 
     def handle_uplink(self, name: str, *, up: bool, mtu: int, now: float) -> None:
         """An uplink came, went or changed its MTU (octets). Raises KeyError if unknown.

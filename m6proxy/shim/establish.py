@@ -38,7 +38,7 @@ from m6proxy.shim.timers import (
     backoff_s,
 )
 from m6proxy.shim.transitions import Input, State, legal
-from m6proxy.wire.message import I1, I2, R1, R2, I2bis, R1bis, find
+from m6proxy.wire.message import I1, I2, MAX_MESSAGE_OCTETS, R1, R2, I2bis, R1bis, find
 from m6proxy.wire.options import (
     ForkedInstance,
     LocatorList,
@@ -46,10 +46,13 @@ from m6proxy.wire.options import (
     ResponderValidator,
     SenderName,
     UlidPairOption,
+    encode_options,
 )
 
 VALIDATOR_OCTETS_MAX = 512
 """A peer's validator must fit our I2 beside everything else within 1280 octets."""
+_R2_OCTETS, _I2_OCTETS, _I2BIS_OCTETS = 16, 24, 32
+"""The messages without options (§5.6, §5.7, §5.9)."""
 _RETRIES_MAX = {
     State.I1_SENT: I1_RETRIES_MAX,
     State.I2_SENT: I2_RETRIES_MAX,
@@ -90,7 +93,7 @@ def handle_i1(core: Core, message: I1, route: LocatorPair, now: float) -> None:
         crossing = context.state in (State.I1_SENT, State.I2_SENT, State.I2BIS_SENT)
         same = context.state is State.ESTABLISHED and context.peer_tag == message.initiator_tag
         if crossing or same:
-            _send_r2(core, context, message.initiator_nonce, route)
+            _send_r2(core, context, message.initiator_nonce, route, now)
             return
     nonce = core.responder.nonce(now)
     validator = core.responder.validator(nonce, message.initiator_tag, key, route, fii, now)
@@ -127,9 +130,9 @@ def handle_i2(
         and context.state is State.ESTABLISHED
         and context.peer_tag == message.initiator_tag
         and context.peer_locator(route.peer) is not None
-        and _says_nothing_new(context, message.options)
+        and (context.peer_updated or _says_nothing_new(context, message.options))
     ):
-        _send_r2(core, context, message.initiator_nonce, route)
+        _send_r2(core, context, message.initiator_nonce, route, now)
         return
     _allow(core, route, now)
     check_locators(message.options, key[16:], peer_parameters(message.options, key[16:]))
@@ -175,7 +178,7 @@ def complete(
         if given is Input.I2BIS:
             lifecycle.use_route(core, context, route, now)
         lifecycle.refresh_path(core, context)
-    _send_r2(core, context, message.initiator_nonce, route)
+    _send_r2(core, context, message.initiator_nonce, route, now)
     core.rearm(context)
 
 
@@ -195,6 +198,8 @@ def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
     lifecycle.refresh_path(core, context)
     if data is None and name is not None:
         core.effects.append(AskProof(context.pair, name.name))
+    if handshake.shortened:
+        update.announce(core, context, now, now)
     core.rearm(context)
 
 
@@ -286,7 +291,12 @@ def _send_message(core: Core, context: Context) -> None:
     if context.state is State.I1_SENT:
         core.send(I1(context.local_tag, nonce, identity), handshake.route)
         return
-    options = (ResponderValidator(handshake.validator), *identity, *offer(core, context))
+    fixed_octets = _I2_OCTETS if context.state is State.I2_SENT else _I2BIS_OCTETS
+    required: tuple[Option, ...] = (ResponderValidator(handshake.validator), *identity)
+    room_octets = MAX_MESSAGE_OCTETS - fixed_octets - len(encode_options(required))
+    offered, whole = offer(core, context, room_octets, handshake.route.local)
+    handshake.shortened |= not whole
+    options = (*required, *offered)
     if context.state is State.I2_SENT:
         message: I2 | I2bis = I2(context.local_tag, nonce, handshake.responder_nonce, options)
     else:
@@ -296,8 +306,16 @@ def _send_message(core: Core, context: Context) -> None:
     core.send(message, handshake.route)
 
 
-def _send_r2(core: Core, context: Context, nonce: int, route: LocatorPair) -> None:
-    core.send(R2(context.local_tag, nonce, offer(core, context)), route)
+def _send_r2(core: Core, context: Context, nonce: int, route: LocatorPair, now: float) -> None:
+    """What R2 has no room for is told by an Update as soon as the context carries."""
+    options, whole = offer(core, context, MAX_MESSAGE_OCTETS - _R2_OCTETS, route.local)
+    core.send(R2(context.local_tag, nonce, options), route)
+    if whole:
+        return
+    if context.handshake is not None:
+        context.handshake.shortened = True
+    elif context.carries and context.update is None:
+        update.announce(core, context, now, now)
 
 
 def _identity(core: Core, options: tuple[Option, ...], route: LocatorPair) -> tuple[bytes, int]:
@@ -342,7 +360,11 @@ def _by_nonce(core: Core, nonce: int, route: LocatorPair) -> Context:
 
 
 def _says_nothing_new(context: Context, options: tuple[Option, ...]) -> bool:
-    """Whether a repeated message lists the locators that are known already."""
+    """Whether a repeated message lists the locators that are known already.
+
+    It is asked only of a peer that sent no Update with its tag: an I2 that comes after one is
+    an old one, and would take back what the Update said.
+    """
     listed = find(options, LocatorList)
     return listed is None or listed.generation == context.peer_generation
 

@@ -55,6 +55,11 @@ class Exploration:
         self.started_s = now
         self.ended_s = NEVER
 
+    def widen(self, pairs: Sequence[LocatorPair]) -> None:
+        """Candidates that were not there when the search began come next; others keep theirs."""
+        fresh = tuple(pair for pair in pairs if pair not in self._pairs)
+        self._pairs = fresh + self._pairs
+
     def take_pair(self) -> LocatorPair | None:
         """The pair to probe now, round and round; None when there is none to try."""
         if not self._pairs:
@@ -129,4 +134,5 @@ def best(
 
 
 def _by_priority(peer: Iterable[PeerLocator]) -> list[PeerLocator]:
-    return sorted(peer, key=lambda locator: locator.priority)
+    """The best first; among equals the stable ones, and of these as the lots fell (SRV)."""
+    return sorted(peer, key=lambda locator: (locator.priority, locator.transient, locator.lot))

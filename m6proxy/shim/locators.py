@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from weakref import WeakValueDictionary
@@ -20,6 +20,7 @@ from m6proxy.wire.options import (
 
 UPLINKS_MAX: Final = 16
 """So that an I2 with the set, the longest name and the longest validator fits 1280 octets."""
+_GENERATION_MASK: Final = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +54,48 @@ class LocalSet:
                 return uplink
         return None
 
-    def options(self) -> tuple[LocatorList, LocatorPreferences]:
-        """The two options that tell a peer this set (RFC 5533 §5.15.2, §5.15.3)."""
+    def options(
+        self, places: Sequence[int] | None = None
+    ) -> tuple[LocatorList, LocatorPreferences]:
+        """The two options that tell a peer this set (RFC 5533 §5.15.2, §5.15.3).
+
+        ``places`` are those of the locators to tell, None means all. A list that leaves
+        some out has a generation of its own, since each list has (§5.15.2).
+        """
+        if places is None:
+            places = range(len(self.locators))
+        left_out = len(self.locators) - len(places)
+        generation = (self.generation - left_out) & _GENERATION_MASK
         return (
-            LocatorList(self.generation, (METHOD_DNS,) * len(self.locators), self.locators),
+            LocatorList(
+                generation,
+                (METHOD_DNS,) * len(places),
+                tuple(self.locators[place] for place in places),
+            ),
             LocatorPreferences(
-                self.generation,
+                generation,
                 2,
                 tuple(
-                    Preference(BROKEN if broken else 0, min(uplink.preference, 255))
-                    for uplink, broken in zip(self.uplinks, self.broken, strict=True)
+                    Preference(
+                        BROKEN if self.broken[place] else 0,
+                        min(self.uplinks[place].preference, 255),
+                    )
+                    for place in places
                 ),
             ),
         )
+
+    def best_places(self, count: int, current: Address) -> tuple[int, ...]:
+        """Which locators to tell when only ``count`` of them fit, in the order of the set.
+
+        The current one stays, for a list without it would move the context; then those
+        that work, the best preference first.
+        """
+        ranked = sorted(
+            range(len(self.locators)),
+            key=lambda place: (self.locators[place] != current, self.broken[place], place),
+        )
+        return tuple(sorted(ranked[:count]))
 
 
 class LocalSets:
@@ -113,7 +143,17 @@ class LocalSets:
 class PeerLocator:
     """A locator of a peer, with what is known about it."""
 
-    __slots__ = ("address", "broken", "listed", "priority", "proof", "tested")
+    __slots__ = (
+        "address",
+        "broken",
+        "listed",
+        "lot",
+        "priority",
+        "proof",
+        "tested",
+        "transient",
+        "weight",
+    )
 
     def __init__(
         self,
@@ -134,6 +174,12 @@ class PeerLocator:
         """The peer says that it does not work."""
         self.tested = tested
         """A probe to it was answered."""
+        self.transient = False
+        """The peer says that it is less stable than others: the last among equals."""
+        self.weight = 0
+        """As in DNS SRV: its share of the contexts among equals."""
+        self.lot = 0.0
+        """What was drawn for it by its weight; the lowest of equals is taken first."""
 
     @property
     def proved(self) -> bool:

@@ -7,6 +7,9 @@ proof by DNS may come later, and until then the locator is known but never used.
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
 from m6proxy.discovery.capability import NameData
 from m6proxy.errors import MalformedMessage, PeerViolation
 from m6proxy.names import UNSPECIFIED, Address, Tag
@@ -30,29 +33,51 @@ from m6proxy.shim.timers import SEND_TIMEOUT_S
 from m6proxy.wire.message import find
 from m6proxy.wire.options import (
     BROKEN,
+    TRANSIENT,
     CgaParameters,
     Features,
     KeepaliveTimeout,
     LocatorList,
     LocatorPreferences,
     Option,
+    Preference,
     SenderName,
+    encode_options,
 )
 
-LOCATORS_MAX = 32
-"""How many locators of a peer are kept; the rest of a longer list is ignored."""
+LOCATORS_MAX = 64
+"""How many locators of a peer are kept, more than one message of ours can tell; the rest of a
+longer list is ignored."""
+_LOCATOR_OCTETS: Final = 19
+"""What one locator takes in list and preferences, rounded up: method, address, two octets."""
+_LOT_MIN: Final = 1e-9
 
 
-def offer(core: Core, context: Context) -> tuple[Option, ...]:
-    """The options that tell the peer our locators, our name and our Send Timeout."""
-    options: list[Option] = list(context.local_set.options())
-    if context.local_name is not None:
+def offer(
+    core: Core, context: Context, room_octets: int, current: Address, *, name: bool = True
+) -> tuple[tuple[Option, ...], bool]:
+    """The options that tell the peer our locators, our name if ``name``, and our Send Timeout.
+
+    They take ``room_octets`` at most: locators that do not fit are left out, the current one
+    never (§5.1). Returns the options, and whether all locators are among them.
+    """
+    options: list[Option] = []
+    if name and context.local_name is not None:
         options.append(SenderName(context.local_name))
     if core.settings.send_timeout_s != SEND_TIMEOUT_S:
         options.append(KeepaliveTimeout(max(1, int(core.settings.send_timeout_s))))
     if OURS:
         options.append(Features(OURS))
-    return tuple(options)
+    local_set = context.local_set
+    room_octets -= len(encode_options(options))
+    listed = local_set.options()
+    total = count = len(local_set.locators)
+    while count > 1 and len(encode_options(listed)) > room_octets:
+        count = min(count - 1, max(1, room_octets // _LOCATOR_OCTETS))
+        listed = local_set.options(local_set.best_places(count, current))
+    if count < total:
+        core.report(What.SHORTENED, context.pair, f"{total - count} of {total} did not fit")
+    return (*listed, *options), count == total
 
 
 def adopt_peer(
@@ -64,6 +89,8 @@ def adopt_peer(
 ) -> None:
     """Take in what an I2, I2bis or R2 says of its sender. Raises PeerViolation."""
     adopt_locators(core, context, options, data)
+    if peer_tag != context.peer_tag:
+        context.peer_updated = False
     core.contexts.bind_peer_tag(context, peer_tag)
     features = find(options, Features)
     context.peer_features = features.bits & OURS if features is not None else 0
@@ -89,21 +116,18 @@ def adopt_locators(
         context.peer_parameters = sent.octets if bound else b""
     if listed is not None:
         context.peer_locators = _merged(context, listed, Evidence(data, parameters))
+        context.peer_order = None
+        if _listed(context) != listed.locators:
+            context.peer_order = listed.locators
         context.last_in_pair = context.inbound_key
         context.peer_generation = listed.generation
     if preferences is not None:
-        by_address = dict(
-            zip(
-                listed.locators if listed is not None else _listed(context),
-                preferences.preferences,
-                strict=True,
-            )
-        )
+        by_address: dict[Address, Preference] = {}
+        for octets, preference in zip(_listed(context), preferences.preferences, strict=True):
+            by_address.setdefault(octets, preference)
         for locator in context.peer_locators:
-            preference = by_address.get(locator.address)
-            if preference is not None:
-                locator.broken = bool(preference.flags & BROKEN)
-                locator.priority = preference.priority
+            if locator.address in by_address:
+                _prefer(core, locator, by_address[locator.address])
     timeout = find(options, KeepaliveTimeout)
     context.keepalive_timeout_s = (
         float(max(1, timeout.seconds)) if timeout is not None else context.keepalive_timeout_s
@@ -176,8 +200,26 @@ def adopt_proof(core: Core, context: Context, data: NameData | None) -> None:
         core.report(What.PROVED, context.pair, f"{proved} of {len(unproved)} locators")
 
 
+def _prefer(core: Core, locator: PeerLocator, preference: Preference) -> None:
+    """Note what the peer says of one locator (§5.15.3).
+
+    The lots are those of RFC 2782: the lowest of exponential draws with these rates falls to
+    each in proportion to its weight. They are drawn once for each list, so that a context
+    does not change its mind.
+    """
+    locator.broken = bool(preference.flags & BROKEN)
+    locator.transient = bool(preference.flags & TRANSIENT)
+    locator.priority = preference.priority
+    locator.weight = preference.weight
+    locator.lot = math.inf
+    if preference.weight:
+        locator.lot = -math.log(core.entropy.uniform(_LOT_MIN, 1.0)) / preference.weight
+
+
 def _listed(context: Context) -> tuple[Address, ...]:
     """The peer's list as it came."""
+    if context.peer_order is not None:
+        return context.peer_order
     return tuple(locator.address for locator in context.peer_locators if locator.listed)
 
 
@@ -191,18 +233,22 @@ def _merged(context: Context, listed: LocatorList, evidence: Evidence) -> tuple[
     """The new Ls(peer): known locators keep what is known of them.
 
     The ULID and the locator in use stay even when the list leaves them out, as broken ones:
-    there must be something to send from until another pair is confirmed.
+    there must be something to send to until another pair is confirmed. Of a locator that is
+    listed twice the first counts.
     """
     ulid = context.outbound_key[16:]
-    offered = listed.locators[:LOCATORS_MAX]
-    proofs = prove_listed(ulid, offered, listed.methods[:LOCATORS_MAX], evidence)
+    methods: dict[Address, int] = {}
+    for octets, method in zip(listed.locators, listed.methods, strict=True):
+        methods.setdefault(octets, method)
+    offered = tuple(methods)[:LOCATORS_MAX]
+    proofs = prove_listed(ulid, offered, tuple(methods.values())[:LOCATORS_MAX], evidence)
     merged: dict[Address, PeerLocator] = {}
     for octets, proof in zip(offered, proofs, strict=True):
         known = context.peer_locator(octets)
         if known is None:
             known = PeerLocator(octets, proof if _is_unicast(octets) else Proof.NONE)
         elif not known.proved or proof is Proof.HBA:
-            known.proof = proof
+            known.proof = proof if _is_unicast(octets) else Proof.NONE
         known.listed, known.broken = True, False
         merged[octets] = known
     for octets in (ulid, context.route[16:]):

@@ -103,6 +103,12 @@ def handle_probe(
         context.exploration.end(now)
 
 
+def widen(context: Context) -> None:
+    """Locators were proved: a search that is going on takes them in at once."""
+    if context.exploration is not None and context.exploration.due_s:
+        context.exploration.widen(_pairs(context))
+
+
 def suspect(core: Core, context: Context, due_s: float) -> None:
     """Something hints at a failure: test the path at ``due_s``. Changes nothing by itself.
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from m6proxy.errors import PeerViolation
 from m6proxy.names import LocatorPair
 from m6proxy.reasons import Reason
 from m6proxy.shim import reap
-from m6proxy.shim.context import Context, PendingUpdate
+from m6proxy.shim.context import Context, HeldAck, PendingUpdate
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof, What
 from m6proxy.shim.peerset import adopt_locators, offer
-from m6proxy.shim.timers import MAX_UPDATE_TIMEOUT_S, UPDATE_TIMEOUT_S, backoff_s
-from m6proxy.wire.message import UpdateAck, UpdateRequest, find
+from m6proxy.shim.timers import (
+    MAX_UPDATE_TIMEOUT_S,
+    PENDING_PROOF_S,
+    UPDATE_TIMEOUT_S,
+    backoff_s,
+)
+from m6proxy.wire.message import MAX_MESSAGE_OCTETS, UpdateAck, UpdateRequest, find
 from m6proxy.wire.options import SenderName
+
+_FIXED_OCTETS: Final = 16
+"""An Update Request without options (§5.10)."""
 
 
 def announce(core: Core, context: Context, due_s: float, now: float) -> None:
@@ -20,7 +30,10 @@ def announce(core: Core, context: Context, due_s: float, now: float) -> None:
 
     It goes out at ``due_s``, so that many contexts can be told one after the other.
     """
-    request = UpdateRequest(context.peer_tag, core.entropy.nonce(), offer(core, context))
+    room_octets = MAX_MESSAGE_OCTETS - _FIXED_OCTETS
+    current = _signal_route(context).local
+    options, _ = offer(core, context, room_octets, current, name=False)
+    request = UpdateRequest(context.peer_tag, core.entropy.nonce(), options)
     context.update = PendingUpdate(request)
     if due_s <= now:
         _send(core, context, now)
@@ -32,25 +45,40 @@ def announce(core: Core, context: Context, due_s: float, now: float) -> None:
 def handle_request(
     core: Core, context: Context, message: UpdateRequest, route: LocatorPair, now: float
 ) -> None:
-    """§10.4: take the peer's new set in and acknowledge it.
+    """§10.4: take the peer's new set in; acknowledge it when DNS was asked about it (§7.2).
 
     A name that the exchange gave stays: else whoever saw our tag could name itself the peer.
     """
+    held = context.held_ack
+    if held is not None and held.request_nonce == message.request_nonce:
+        return
     adopt_locators(core, context, message.options, None)
+    context.peer_updated = True
+    context.held_ack = None
     name = find(message.options, SenderName)
     if name is not None and context.peer_name is None:
         context.peer_name = name.name
-    core.send(UpdateAck(context.peer_tag, message.request_nonce), route)
     core.report(What.UPDATED, context.pair, f"{len(context.peer_locators)} locators of the peer")
     if (
         context.peer_name is not None
         and not all(locator.proved for locator in context.peer_locators)
         and core.requests_limit.allow(route.peer, now)
     ):
+        context.held_ack = HeldAck(message.request_nonce, route, now + PENDING_PROOF_S)
         core.effects.append(AskProof(context.pair, context.peer_name))
+    else:
+        core.send(UpdateAck(context.peer_tag, message.request_nonce), route)
     current = context.peer_locator(context.route[16:])
     if current is not None and current.broken:
         reap.suspect(core, context, now)
+
+
+def acknowledge(core: Core, context: Context) -> None:
+    """DNS answered, or will not: acknowledge the request that waited for it, if one did."""
+    held = context.held_ack
+    if held is not None:
+        context.held_ack = None
+        core.send(UpdateAck(context.peer_tag, held.request_nonce), held.route)
 
 
 def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> None:
@@ -62,7 +90,12 @@ def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> 
 
 
 def expire(core: Core, context: Context, now: float) -> None:
-    """§10.2: send an unacknowledged Update Request again; the backoff ends at 120 s."""
+    """§10.2: send an unacknowledged Update Request again; the backoff ends at 120 s.
+
+    A request of the peer whose proof takes too long is acknowledged without it.
+    """
+    if context.held_ack is not None and now >= context.held_ack.due_s:
+        acknowledge(core, context)
     update = context.update
     if update is not None and update.timeout_due_s and now >= update.timeout_due_s:
         _send(core, context, now)

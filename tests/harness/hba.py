@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from m6proxy.names import Address
@@ -61,7 +62,8 @@ class HbaLocalSet(LocalSet):
         self.locators = tuple(octets for octets, _ in made)
         self._parameters = made[0][1].encode()
 
-    def options(self) -> Any:
+    def options(self, places: Sequence[int] | None = None) -> Any:
+        assert places is None, "two locators always fit"
         listed = LocatorList(self.generation, (METHOD_HBA,) * len(self.locators), self.locators)
         return listed, *super().options()[1:], CgaOption(self._parameters)
 

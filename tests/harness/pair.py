@@ -113,6 +113,10 @@ class Pair:
         self.lose: Callable[[bytes], bool] = lambda packet: False
         self.data: Callable[[Address], NameData | None] = self._data
         """What DNS says of a ULID, when it answers."""
+        self.names = dict(NAMES)
+        """What PTR says of a ULID, when DNS answers."""
+        self.carry_out: Callable[[Site, Effect], None] = self._carry_out
+        """What happens to each effect of an engine."""
         self.latency_s: Callable[[], float] = lambda: LATENCY_S
         self.wire: list[tuple[float, bytes]] = []
         self.sites = {}
@@ -231,7 +235,7 @@ class Pair:
     def _settle(self, site: Site) -> None:
         while effects := site.engine.take_effects():
             for effect in effects:
-                self._carry_out(site, effect)
+                self.carry_out(site, effect)
 
     def _carry_out(self, site: Site, effect: Effect) -> None:
         now = self.clock.now
@@ -258,7 +262,7 @@ class Pair:
                 site.flows.pop(ulids, None)
 
     def _name(self, ulid: Address) -> str | None:
-        return NAMES.get(ulid) if self.dns else None
+        return self.names.get(ulid) if self.dns else None
 
     def _data(self, ulid: Address) -> NameData | None:
         place = self._provider(ulid)
