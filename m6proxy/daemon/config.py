@@ -17,6 +17,7 @@ from m6proxy.daemon.document import ConfigFile, check_keys
 from m6proxy.daemon.yamlpos import Document, KeyPath, parse_yaml
 from m6proxy.errors import SetupError
 from m6proxy.names import Address, Prefix, address, address_text
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.locators import UPLINKS_MAX
 from m6proxy.shim.policy import DETECTION, Detection, EstablishPolicy, Selector
 from m6proxy.steering.settings import SteeringSettings, UplinkSettings
@@ -66,6 +67,8 @@ class Config:
     """How to find out whether a peer has a shim, in this order."""
     capable: tuple[Prefix, ...] = ()
     """Peers that have one by word of the operator; a name's addresses are /128."""
+    demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,)
+    """How re-homed packets may find their context; the first is the one asked of peers."""
     send_timeout_s: float = 15.0
     """RFC 5534 Send Timeout: how long an answer may be due before exploration starts."""
     idle_s: float = 300.0
@@ -157,6 +160,7 @@ def _freeze(file: ConfigFile) -> Config:
         unknown_peers=policy.unknown_peers,
         detection=tuple(Detection(method) for method in policy.detection),
         capable=tuple(_capable(file)),
+        demux=tuple(DemuxMode[name.upper()] for name in policy.demux),
         send_timeout_s=policy.send_timeout_s,
         idle_s=policy.idle_s,
         max_contexts=policy.max_contexts,
@@ -199,6 +203,7 @@ def _check_between_keys(document: Document) -> None:
     if (140 if outbound is None else outbound) == (141 if inbound is None else inbound):
         key = "outbound" if inbound is None else "inbound"
         document.add(("queues", key), "both directions have the same queue; use two numbers")
+    _check_demux(document)
     send_timeout_s = _at(document.value, "policy", "send_timeout_s")
     idle_s = _at(document.value, "policy", "idle_s")
     if (
@@ -210,6 +215,19 @@ def _check_between_keys(document: Document) -> None:
             ("policy", "idle_s"),
             f"{idle_s} is not longer than send_timeout_s: a context would be removed before "
             "its path can be found dead; make idle_s longer",
+        )
+
+
+def _check_demux(document: Document) -> None:
+    modes = _at(document.value, "policy", "demux")
+    if not isinstance(modes, list) or not modes:
+        return
+    if len(set(map(str, modes))) < len(modes):
+        document.add(("policy", "demux"), "a mode stands there twice; write each once")
+    elif "exthdr" not in modes:
+        document.add(
+            ("policy", "demux"),
+            "exthdr is missing: it is what every peer understands; add it at the end",
         )
 
 

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from m6proxy.daemon.yamlpos import Document, KeyPath
 from m6proxy.discovery.hostname import parse_name
 from m6proxy.names import Prefix, address
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.policy import DETECTION, Selector
 
 SITE_OCTETS_MAX = 200
@@ -119,6 +120,13 @@ def _control(text: str) -> str:
     return text
 
 
+def _demux(text: str) -> str:
+    modes = [mode.name.lower() for mode in DemuxMode]
+    if text not in modes:
+        raise ValueError(f"{text!r} is no demux mode; the modes are {', '.join(modes)}")
+    return text
+
+
 def _uplink_name(text: str) -> str:
     if not _UPLINK_NAME.fullmatch(text):
         raise ValueError(
@@ -147,6 +155,7 @@ PrefixText: TypeAlias = Annotated[str, AfterValidator(_prefix)]
 NameOrPrefix: TypeAlias = Annotated[str, AfterValidator(_name_or_prefix)]
 SelectorText: TypeAlias = Annotated[str, AfterValidator(_selector)]
 SocketPath: TypeAlias = Annotated[str, AfterValidator(_control)]
+DemuxText: TypeAlias = Annotated[str, AfterValidator(_demux)]
 UplinkName: TypeAlias = Annotated[str, AfterValidator(_uplink_name)]
 
 
@@ -226,6 +235,12 @@ class PolicySection(Section):
         default_factory=list,
         description="a list of prefixes, and of names that stand in `peers`",
         examples=['["2001:db8:b1::/48"]'],
+    )
+    demux: list[DemuxText] = Field(
+        default_factory=lambda: ["exthdr"],
+        min_length=1,
+        description="a list of `exthdr` and `flowlabel`",
+        examples=["[flowlabel, exthdr]"],
     )
     send_timeout_s: float = Field(
         default=15.0, ge=1, le=100, description="seconds from 1 to 100", examples=["15"]

@@ -174,6 +174,7 @@ def shim_settings(config: Config) -> ShimSettings:
         probe_unknown=config.unknown_peers == "probe",
         detection=config.detection,
         capable=config.capable,
+        demux=config.demux,
         send_timeout_s=config.send_timeout_s,
         idle_s=config.idle_s,
         max_contexts=config.max_contexts,

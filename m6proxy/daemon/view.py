@@ -58,6 +58,7 @@ def context_view(context: Context, to_unix: ToUnix) -> Json:
         "local_name": context.local_name,
         "peer_name": context.peer_name,
         "fork": context.fii,
+        "demux": context.demux,
         "packets_in": context.packets_in,
         "packets_out": context.packets_out,
         "octets_in": context.octets_in,

@@ -92,6 +92,7 @@ class Context:
         "keepalive_due_s",
         "keepalive_next_s",
         "keepalive_timeout_s",
+        "label",
         "last_in_pair",
         "last_traffic_s",
         "local_name",
@@ -105,6 +106,7 @@ class Context:
         "packets_out",
         "peer_features",
         "peer_generation",
+        "peer_label",
         "peer_locators",
         "peer_name",
         "peer_order",
@@ -118,6 +120,7 @@ class Context:
         "route",
         "send_due_s",
         "send_timeout_s",
+        "sent_label_key",
         "shim_tail",
         "state",
         "suspects",
@@ -147,6 +150,12 @@ class Context:
         """Whether the peer sent an Update Request since it chose its tag."""
         self.peer_parameters = b""
         """The CGA Parameter Data Structure of an HBA peer, as it came, for later Updates."""
+        self.label = 0
+        """The flow label by which the peer's packets may find the context; 0: by the tag only."""
+        self.peer_label = 0
+        """The peer's flow label for our packets; 0: they carry the payload header."""
+        self.sent_label_key: tuple[bytes, int] | None = None
+        """Where the table has the context by what it sends: our route and the peer's label."""
         self.route = key
         """Lp(local) and Lp(peer), 32 octets."""
         self.handshake: Handshake | None = None
@@ -199,6 +208,11 @@ class Context:
     def locators(self) -> LocatorPair:
         """The current locator pair, Lp(local) and Lp(peer)."""
         return LocatorPair(self.route[:16], self.route[16:])
+
+    @property
+    def demux(self) -> str:
+        """How the peer's end finds the context when it gets our re-homed packets."""
+        return "flowlabel" if self.peer_label else "exthdr"
 
     @property
     def carries(self) -> bool:

@@ -144,6 +144,8 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
         raise PeerViolation(Reason.NO_CONTEXT, "no context has this tag here")
     if not legal(context.state, _INPUT_OF[type(message)]):
         raise PeerViolation(Reason.ILLEGAL_IN_STATE, f"in {context.state.value}")
+    if route.local + route.peer != context.outbound_key:
+        core.contexts.expect_label(context)
     match message:
         case Keepalive():
             reap.handle_keepalive(core, context, now)

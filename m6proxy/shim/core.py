@@ -12,6 +12,7 @@ from m6proxy.discovery.remembered import RememberedPeers
 from m6proxy.names import Address, LocatorPair, Prefix, UlidPair
 from m6proxy.reasons import Reason
 from m6proxy.shim.context import Context
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import Effect, Report, SendPacket, Wake, What
 from m6proxy.shim.entropy import Entropy
 from m6proxy.shim.inquiries import Inquiries
@@ -44,6 +45,8 @@ class ShimSettings:
     max_contexts: int = 200_000
     gateway: Address | None = None
     """The gateway's own address, source of its Packet Too Big."""
+    demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,)
+    """Modes that we may send in; the first is the one that we ask peers for."""
     requests_per_s: float = 200.0
     """Control messages that cost us something, for each /48 of sources."""
 

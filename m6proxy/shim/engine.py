@@ -7,7 +7,8 @@ of them is the order in which a packet is sorted:
 
 outbound  1 carrying context?   2 timers   3 on its ULIDs: accept   4 fits?   5 rewrite
           1' count for the establishment policy, accept
-inbound   1 shim header: restore, or take the control message
+inbound   0 flow label of a context, where any is expected: restore
+          1 shim header: restore, or take the control message
           2 ICMPv6 error: translate      3 DNS answer: learn
           4 carrying context: timers     5 count for the policy; accept
 """
@@ -64,6 +65,9 @@ class Engine:
         self._by_outbound = self._core.contexts.by_outbound
         self._by_inbound = self._core.contexts.by_inbound
         self._by_tag = self._core.contexts.by_tag
+        self._by_label = self._core.contexts.by_label
+        self._expected_labels = self._core.contexts.expected_labels
+        self._by_sent_label = self._core.contexts.by_sent_label
 
     # --- packets ---------------------------------------------------------------------
 
@@ -78,7 +82,7 @@ class Engine:
         if context.send_due_s == NEVER:
             reap.payload_out(self._core, context, packet, now)
         if context.wire_addresses is None:
-            return None
+            return outward.unmistaken(self._core, packet) if self._by_sent_label else None
         return outward.rewrite(self._core, context, packet, now)
 
     def handle_inbound(self, packet: bytes, now: float) -> Verdict:
@@ -86,6 +90,10 @@ class Engine:
         octets = len(packet)
         if octets < HEADER_OCTETS:
             return self._core.drop(Reason.TRUNCATED)
+        if self._expected_labels:
+            verdict, final = self._inbound_labelled(self._expected_labels, packet, now)
+            if final:
+                return verdict
         if packet[6] in _SPECIAL:
             if packet[6] == NEXT_SHIM and octets >= 48 and packet[42] & 0x80:
                 return self._restore(packet, _PLAIN_PLACE, now)
@@ -94,6 +102,10 @@ class Engine:
                 return verdict
         context = self._by_inbound.get(packet[8:40])
         if context is None:
+            if self._by_label:
+                verdict, final = self._inbound_labelled(self._by_label, packet, now)
+                if final:
+                    return verdict
             key = packet[24:40] + packet[8:24]
             if self._core.accounts.count(key, packet, outbound=False, now=now):
                 self._want_context(key, now)
@@ -222,12 +234,12 @@ class Engine:
 
     @property
     def rewritten(self) -> int:
-        """Packets that got a payload header."""
+        """Packets that got locators."""
         return self._core.rewritten
 
     @property
     def restored(self) -> int:
-        """Packets that lost one."""
+        """Packets that got their ULIDs back."""
         return self._core.restored
 
     # --- the less usual packet ------------------------------------------------------------
@@ -238,7 +250,7 @@ class Engine:
         key = packet[8:40]
         if self._core.accounts.count(key, packet, outbound=True, now=now):
             self._want_context(key, now)
-        return None
+        return outward.unmistaken(self._core, packet) if self._by_sent_label else None
 
     def _want_context(self, key: bytes, now: float) -> None:
         core = self._core
@@ -291,21 +303,12 @@ class Engine:
         context = self._by_tag.get(tag)
         if context is None or context.state in REMEMBERS:
             return control.no_context(core, tag, LocatorPair(packet[24:40], packet[8:24]), now)
-        pair = packet[8:40]
-        if pair != context.last_in_pair:
-            route = LocatorPair(packet[24:40], packet[8:24])
-            if not control.belongs(context, route):
-                return core.drop(Reason.WRONG_LOCATOR)
-            locator = context.peer_locator(route.peer)
-            if locator is None or not locator.proved:
-                return control.unproved(core, context, now)
-            context.last_in_pair = pair
         if packet[offset + 1]:
             return core.drop(Reason.BAD_FIELD)
-        if context.state is not _ESTABLISHED:
-            if not legal(context.state, Input.PAYLOAD):
-                return core.drop(Reason.ILLEGAL_IN_STATE)
-            establish.answer_early(core, context, now)
+        if packet[8:40] != context.last_in_pair or context.state is not _ESTABLISHED:
+            refused = self._admit(context, packet, now)
+            if refused is not None:
+                return refused
         context.packets_in += 1
         context.octets_in += len(packet)
         context.last_traffic_s = now
@@ -317,3 +320,50 @@ class Engine:
             return core.drop(malformed.reason)
         core.restored += 1
         return restored
+
+    def _inbound_labelled(
+        self, labels: dict[int, Context], packet: bytes, now: float
+    ) -> tuple[Verdict, bool]:
+        """Restore a packet whose label and addresses are a context's; a verdict, and if it is one.
+
+        The same label between other addresses, or on the ULIDs, means nothing.
+        """
+        core = self._core
+        context = labels.get(forward.label_of(packet))
+        if context is None or context.state in REMEMBERS:
+            return None, False
+        pair = packet[8:40]
+        if pair == context.inbound_key:
+            return None, False
+        if pair != context.last_in_pair:
+            if not control.belongs(context, LocatorPair(packet[24:40], packet[8:24])):
+                return None, False
+            core.contexts.expect_label(context)
+        refused = self._admit(context, packet, now)
+        if refused is not None:
+            return refused, True
+        context.packets_in += 1
+        context.octets_in += len(packet)
+        context.last_traffic_s = now
+        if (context.send_due_s or not context.keepalive_due_s) and context.carries:
+            reap.payload_in(core, context, now)
+        core.restored += 1
+        return forward.unlabel(packet, context.inbound_key), True
+
+    def _admit(self, context: Context, packet: bytes, now: float) -> Reason | None:
+        """Check what is not as with the packet before: the addresses, or the state."""
+        core = self._core
+        pair = packet[8:40]
+        if pair != context.last_in_pair:
+            route = LocatorPair(packet[24:40], packet[8:24])
+            if not control.belongs(context, route):
+                return core.drop(Reason.WRONG_LOCATOR)
+            locator = context.peer_locator(route.peer)
+            if locator is None or not locator.proved:
+                return control.unproved(core, context, now)
+            context.last_in_pair = pair
+        if context.state is not _ESTABLISHED:
+            if not legal(context.state, Input.PAYLOAD):
+                return core.drop(Reason.ILLEGAL_IN_STATE)
+            establish.answer_early(core, context, now)
+        return None

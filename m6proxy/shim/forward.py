@@ -6,6 +6,9 @@ give the same octets for the same packet.
 Rewrite (RFC 5533 §11.1): the ULIDs give way to locators and a payload header of 8 octets
 goes in at its place in the chain. Restore (§12.2) is the inverse. Upper-layer checksums are
 never touched: their pseudo-header keeps the ULIDs from end to end.
+
+That is demux mode ``exthdr``. In mode ``flowlabel`` (docs/decisions/0014) nothing is inserted:
+``relabel`` puts the receiver's label where the host's was, and ``unlabel`` leaves 0 there.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ CHAINED: Final = frozenset({0, 43, 60})
 _SHIM: Final = bytes([NEXT_SHIM])
 _PAYLOAD_MAX: Final = 0xFFFF
 _FIXED_LINK: Final = 6
+_LABEL_MASK: Final = 0xFFFFF
 """The fixed header's Next Header octet: the shim header stands or comes right behind it."""
 
 
@@ -100,3 +104,25 @@ def restore(packet: bytes, place: Walk, addresses: bytes) -> bytes:
             packet[offset + GROWTH_OCTETS :],
         )
     )
+
+
+def label_of(packet: bytes) -> int:
+    """The flow label, 20 bits, of a packet of at least 4 octets."""
+    return int.from_bytes(packet[1:4]) & _LABEL_MASK
+
+
+def with_label(packet: bytes, label: int) -> bytes:
+    """The packet with another flow label (20 bits)."""
+    head = int.from_bytes(packet[:4]) & ~_LABEL_MASK | label
+    return head.to_bytes(4) + packet[4:]
+
+
+def relabel(packet: bytes, addresses: bytes, label: int) -> bytes:
+    """Put locators (32 octets) and the receiver's label into a packet; its size stays."""
+    head = int.from_bytes(packet[:4]) & ~_LABEL_MASK | label
+    return b"".join((head.to_bytes(4), packet[4:8], addresses, packet[40:]))
+
+
+def unlabel(packet: bytes, addresses: bytes) -> bytes:
+    """Put the ULIDs (32 octets) back; the flow label is 0, whatever the host had chosen."""
+    return relabel(packet, addresses, 0)

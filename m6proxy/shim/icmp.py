@@ -49,6 +49,10 @@ def handle_error(core: Core, packet: bytes, offset: int, now: float) -> Verdict:
     """Decide about an ICMPv6 error whose ICMPv6 header stands at ``offset``."""
     if icmpv6_checksum(packet[8:24], packet[24:40], packet[offset:]) != 0:
         return None
+    if core.contexts.by_sent_label:
+        translated = _translate_labelled(core, packet, offset)
+        if translated is not None:
+            return translated
     quoted = _Quoted.parse(packet[offset + _ICMP_OCTETS :])
     if quoted is None:
         return None
@@ -116,6 +120,19 @@ def _translate(core: Core, packet: bytes, offset: int, quoted: _Quoted) -> Verdi
     body = _sealed(packet[8:24], host, head[:2] + b"\x00\x00" + head[4:] + inner)
     length = offset - HEADER_OCTETS + len(body)
     return b"".join((packet[:4], length.to_bytes(2), packet[6:24], host, packet[40:offset], body))
+
+
+def _translate_labelled(core: Core, packet: bytes, offset: int) -> bytes | None:
+    """The same about a packet that went out with the peer's flow label: no number changes."""
+    quoted = packet[offset + _ICMP_OCTETS :]
+    context = core.contexts.by_sent_label.get((quoted[8:40], forward.label_of(quoted)))
+    if context is None:
+        return None
+    inner = forward.unlabel(quoted, context.outbound_key)
+    host = context.outbound_key[:16]
+    head = packet[offset : offset + 2] + b"\x00\x00" + packet[offset + 4 : offset + _ICMP_OCTETS]
+    body = _sealed(packet[8:24], host, head + inner)
+    return b"".join((packet[:24], host, packet[40:offset], body))
 
 
 def _pointer_before_growth(head: bytes, place: Walk) -> int:

@@ -7,6 +7,7 @@ from m6proxy.names import LocatorPair
 from m6proxy.reasons import Reason
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import InstallFlow, RemoveFlow, What
 from m6proxy.shim.timers import NEVER, SEND_TIMEOUT_S
 from m6proxy.shim.transitions import Input, ReapState, State
@@ -24,6 +25,8 @@ def create(core: Core, key: bytes, fii: int, now: float) -> Context:
     context.send_timeout_s = core.settings.send_timeout_s * core.entropy.uniform(0.9, 1.0)
     context.keepalive_timeout_s = SEND_TIMEOUT_S
     core.contexts.add(context)
+    if core.settings.demux[0] is DemuxMode.FLOWLABEL:
+        core.contexts.choose_label(context, core.entropy)
     return context
 
 
@@ -61,6 +64,7 @@ def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> No
     context.route = route
     context.rehomed_s = now
     context.rehomings += 1
+    core.contexts.expect_label(context)
     refresh_path(core, context)
     core.report(What.REHOMED, context.pair, str(pair))
 
@@ -78,6 +82,7 @@ def refresh_path(core: Core, context: Context) -> None:
     context.told_too_big_s = NEVER
     context.wire_addresses = context.route
     context.shim_tail = b"\x00" + (_PAYLOAD_BIT | context.peer_tag).to_bytes(6)
+    core.contexts.bind_sent_label(context, context.route)
     if context.fii == 0:
         core.effects.append(InstallFlow(context.pair, context.locators, context.peer_tag))
 
@@ -107,5 +112,6 @@ def remove(core: Core, context: Context, cause: Input, now: float) -> None:
 def _leave_flow(core: Core, context: Context) -> None:
     if context.wire_addresses is not None:
         context.wire_addresses = None
+        core.contexts.bind_sent_label(context, None)
         if context.fii == 0:
             core.effects.append(RemoveFlow(context.pair))

@@ -26,16 +26,33 @@ def rewrite(core: Core, context: Context, packet: bytes, now: float) -> Verdict:
     addresses = context.wire_addresses
     if addresses is None:
         return None
-    if len(packet) + forward.GROWTH_OCTETS > context.mtu:
-        refused = _too_big(core, context, packet, now)
+    label = context.peer_label
+    growth = 0 if label else forward.GROWTH_OCTETS
+    if len(packet) + growth > context.mtu:
+        refused = _too_big(core, context, packet, growth, now)
         if refused is not None:
             return refused
+    if label:
+        core.rewritten += 1
+        return forward.relabel(packet, addresses, label)
     try:
         rewritten = forward.rewrite(packet, addresses, context.shim_tail)
     except MalformedMessage as malformed:
         return core.drop(malformed.reason)
     core.rewritten += 1
+    if core.contexts.by_sent_label:
+        return unmistaken(core, rewritten) or rewritten
     return rewritten
+
+
+def unmistaken(core: Core, packet: bytes) -> bytes | None:
+    """Take a flow label away that the receiver would mistake for a context's; None: it is none.
+
+    The host chose it by chance, and the packet's addresses are those of a re-homed context.
+    """
+    if (packet[8:40], forward.label_of(packet)) in core.contexts.by_sent_label:
+        return forward.with_label(packet, 0)
+    return None
 
 
 def send_held(core: Core, context: Context, now: float) -> None:
@@ -49,8 +66,8 @@ def send_held(core: Core, context: Context, now: float) -> None:
             core.effects.append(SendPacket(verdict))
 
 
-def _too_big(core: Core, context: Context, packet: bytes, now: float) -> Reason | None:
-    """RFC 5533 §8, DESIGN §5: the host must leave room for our 8 octets.
+def _too_big(core: Core, context: Context, packet: bytes, growth: int, now: float) -> Reason | None:
+    """RFC 5533 §8, DESIGN §5: the host must leave room for our octets, if there are any.
 
     None: the packet goes on all the same. Connection tracking hands us datagrams that it put
     together from fragments, and only the kernel knows which: once the host was told, it is
@@ -60,7 +77,7 @@ def _too_big(core: Core, context: Context, packet: bytes, now: float) -> Reason 
     if told_s == NEVER or now >= told_s + TELL_AGAIN_S:
         source = core.settings.gateway
         if source is not None and core.icmp_limit.allow(packet[8:24], now):
-            mtu = context.mtu - forward.GROWTH_OCTETS
+            mtu = context.mtu - growth
             core.effects.append(SendPacket(icmp.packet_too_big(packet, source, mtu)))
             context.told_too_big_s = now
     return core.drop(Reason.TOO_BIG) if told_s == NEVER else None

@@ -24,10 +24,12 @@ from m6proxy.proof.judge import (
     prove_locators,
 )
 from m6proxy.reasons import Reason
+from m6proxy.shim import lifecycle
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import What
-from m6proxy.shim.features import OURS
+from m6proxy.shim.features import OURS, Feature
 from m6proxy.shim.locators import PeerLocator
 from m6proxy.shim.timers import SEND_TIMEOUT_S
 from m6proxy.wire.message import find
@@ -35,6 +37,7 @@ from m6proxy.wire.options import (
     BROKEN,
     TRANSIENT,
     CgaParameters,
+    Demux,
     Features,
     KeepaliveTimeout,
     LocatorList,
@@ -68,6 +71,8 @@ def offer(
         options.append(KeepaliveTimeout(max(1, int(core.settings.send_timeout_s))))
     if OURS:
         options.append(Features(OURS))
+    if context.label and (context.peer_features & Feature.FLOWLABEL or not context.carries):
+        options.append(Demux(DemuxMode.FLOWLABEL, context.label))
     local_set = context.local_set
     room_octets -= len(encode_options(options))
     listed = local_set.options()
@@ -94,8 +99,21 @@ def adopt_peer(
     core.contexts.bind_peer_tag(context, peer_tag)
     features = find(options, Features)
     context.peer_features = features.bits & OURS if features is not None else 0
+    context.peer_label = 0
+    adopt_demux(core, context, options)
     name = find(options, SenderName)
     context.peer_name = name.name if name is not None else None
+
+
+def adopt_demux(core: Core, context: Context, options: tuple[Option, ...]) -> None:
+    """Send in the mode that the peer accepts, when our policy has it too; no option: no change."""
+    demux = find(options, Demux)
+    if demux is None or DemuxMode.FLOWLABEL not in core.settings.demux:
+        return
+    wanted = demux.mode == DemuxMode.FLOWLABEL and context.peer_features & Feature.FLOWLABEL
+    context.peer_label = demux.label if wanted else 0
+    if context.carries:
+        lifecycle.refresh_path(core, context)
 
 
 def adopt_locators(

@@ -19,7 +19,7 @@ from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof, What
 from m6proxy.shim.exploration import RECORDS_MAX, Exploration, best, candidates
 from m6proxy.shim.held import HeldSegments
-from m6proxy.shim.lifecycle import use_route
+from m6proxy.shim.lifecycle import refresh_path, use_route
 from m6proxy.shim.outward import send_held
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S, REPROOF_S
 from m6proxy.shim.transitions import REAP, Act, ReapEvent, ReapState
@@ -224,7 +224,8 @@ def _note_received(
 
 def _choose(core: Core, context: Context, confirmed: tuple[LocatorPair, ...], now: float) -> None:
     """Pick the current pair among those that the peer reports to receive (§6.8)."""
-    if not confirmed or context.locators in confirmed:
+    if context.locators in confirmed:
+        _doubt_label(core, context)
         return
     pair = best(confirmed, context.local_set, context.peer_locators)
     if pair is not None:
@@ -232,6 +233,20 @@ def _choose(core: Core, context: Context, confirmed: tuple[LocatorPair, ...], no
         context.suspects |= {old for old, new in zip(left, pair, strict=True) if old != new}
         use_route(core, context, pair, now)
         send_held(core, context, now)
+
+
+def _doubt_label(core: Core, context: Context) -> None:
+    """Probes pass the pair in use, but packets were not answered: maybe it loses flow labels.
+
+    Probes carry none, so nothing else would show it. The payload header survives any path.
+    """
+    exploration, rehomed_s = context.exploration, context.rehomed_s
+    if not context.peer_label or exploration is None or rehomed_s is None:
+        return
+    if context.reap_state is not ReapState.OPERATIONAL and exploration.started_s > rehomed_s:
+        context.peer_label = 0
+        refresh_path(core, context)
+        core.report(What.UPDATED, context.pair, "no flow labels on this path")
 
 
 def _send_probe(core: Core, context: Context, now: float) -> None:

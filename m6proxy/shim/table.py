@@ -1,18 +1,33 @@
-"""Finding contexts: by ULID pair, by our tag, by the peer's tag, by nonce (RFC 5533 §12.4)."""
+"""Finding contexts: by ULID pair, tag, flow label and nonce (RFC 5533 §12.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from m6proxy.names import LocatorPair, Tag
 from m6proxy.shim.context import Context
 from m6proxy.shim.entropy import Entropy
 
+LABELS_MAX: Final = 1 << 19
+"""Half of all flow labels: further contexts are found by their tags only."""
+_LABEL_MASK: Final = 0xFFFFF
+
 
 class ContextTable:
-    """All contexts of an engine. The three public dictionaries are read by the packet path."""
+    """All contexts of an engine. The public dictionaries are read by the packet path."""
 
-    __slots__ = ("_by_nonce", "_by_pair", "_by_peer_tag", "by_inbound", "by_outbound", "by_tag")
+    __slots__ = (
+        "_by_nonce",
+        "_by_pair",
+        "_by_peer_tag",
+        "by_inbound",
+        "by_label",
+        "by_outbound",
+        "by_sent_label",
+        "by_tag",
+        "expected_labels",
+    )
 
     def __init__(self) -> None:
         self.by_outbound: dict[bytes, Context] = {}
@@ -21,6 +36,12 @@ class ContextTable:
         """The same, by peer and local ULID (32 octets)."""
         self.by_tag: dict[Tag, Context] = {}
         """Contexts by CT(local)."""
+        self.by_label: dict[int, Context] = {}
+        """Contexts by the flow label that we chose."""
+        self.expected_labels: dict[int, Context] = {}
+        """Those of them that have seen a locator pair other than the ULIDs."""
+        self.by_sent_label: dict[tuple[bytes, int], Context] = {}
+        """Re-homed contexts by the addresses (32 octets) and flow label of what they send."""
         self._by_pair: dict[tuple[bytes, int], Context] = {}
         self._by_nonce: dict[int, Context] = {}
         self._by_peer_tag: dict[Tag, tuple[Context, ...]] = {}
@@ -50,9 +71,34 @@ class ContextTable:
         """Forget a context under every key."""
         self._by_pair.pop((context.outbound_key, context.fii), None)
         self.by_tag.pop(context.local_tag, None)
+        if context.label:
+            del self.by_label[context.label]
+            self.expected_labels.pop(context.label, None)
         self.unbind_nonce(context)
         self.bind_peer_tag(context, 0)
         self.close(context)
+
+    def choose_label(self, context: Context, entropy: Entropy) -> None:
+        """Give a context a flow label that no other has, whatever its locators may become."""
+        if len(self.by_label) >= LABELS_MAX:
+            return
+        while not context.label or context.label in self.by_label:
+            context.label = entropy.nonce() & _LABEL_MASK
+        self.by_label[context.label] = context
+
+    def expect_label(self, context: Context) -> None:
+        """From now on packets may come that only their label tells from plain ones."""
+        if context.label:
+            self.expected_labels[context.label] = context
+
+    def bind_sent_label(self, context: Context, route: bytes | None) -> None:
+        """Note that the context sends with the peer's label on a route (32 octets), or stops."""
+        key = (route, context.peer_label) if route is not None and context.peer_label else None
+        if context.sent_label_key is not None:
+            self.by_sent_label.pop(context.sent_label_key, None)
+        context.sent_label_key = key
+        if key is not None:
+            self.by_sent_label[key] = context
 
     def open(self, context: Context) -> None:
         """Let packets find the context; forks are not found by their ULIDs."""

@@ -11,7 +11,7 @@ from m6proxy.shim import reap
 from m6proxy.shim.context import Context, HeldAck, PendingUpdate
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof, What
-from m6proxy.shim.peerset import adopt_locators, offer
+from m6proxy.shim.peerset import adopt_demux, adopt_locators, offer
 from m6proxy.shim.timers import (
     MAX_UPDATE_TIMEOUT_S,
     PENDING_PROOF_S,
@@ -53,6 +53,7 @@ def handle_request(
     if held is not None and held.request_nonce == message.request_nonce:
         return
     adopt_locators(core, context, message.options, None)
+    adopt_demux(core, context, message.options)
     context.peer_updated = True
     context.held_ack = None
     name = find(message.options, SenderName)

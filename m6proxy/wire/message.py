@@ -99,6 +99,7 @@ _ON_R2 = frozenset(
         opt.NUMBER_KEEPALIVE_TIMEOUT,
         opt.NUMBER_SENDER_NAME,
         opt.NUMBER_FEATURES,
+        opt.NUMBER_DEMUX,
     )
 )
 _ON_I2 = _ON_I1 | _ON_R1 | _ON_R2

@@ -42,6 +42,8 @@ NUMBER_SENDER_NAME = 0x4001
 """Ours, from the experimental range of option types (RFC 5533 §17)."""
 NUMBER_FEATURES = 0x4002
 """Ours, from the same range."""
+NUMBER_DEMUX = 0x4005
+"""Ours, from the same range."""
 
 MAX_NAME_OCTETS = 253
 """Of a DNS name in text form without the final dot."""
@@ -50,6 +52,7 @@ _MAX_U8 = 0xFF
 _MAX_U16 = 0xFFFF
 _MAX_U32 = 0xFFFFFFFF
 _MAX_LABEL_OCTETS = 63
+_MAX_FLOW_LABEL = 0xFFFFF
 _MAX_NUMBER = 0x7FFF
 _NAME_OCTETS = b"abcdefghijklmnopqrstuvwxyz0123456789-_"
 
@@ -225,6 +228,20 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
+class Demux:
+    """How packets to the sender may find the context: ours, never critical (docs/wire.md)."""
+
+    mode: int
+    """8 bits: 0 payload header, 1 flow label; others are kept and mean 0."""
+    label: int = 0
+    """20 bits: the flow label that the sender chose, 0 when there is none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mode <= _MAX_U8 or not 0 <= self.label <= _MAX_FLOW_LABEL:
+            raise ValueError("a mode is 8 bits and a flow label 20")
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownOption:
     """An option that nobody here understands, or one out of place whose contents do not parse."""
 
@@ -251,6 +268,7 @@ Option: TypeAlias = (
     | KeepaliveTimeout
     | SenderName
     | Features
+    | Demux
     | UnknownOption
 )
 
@@ -412,6 +430,12 @@ def _parse_features(contents: bytes) -> Features:
     return Features(*_U32.unpack(contents))
 
 
+def _parse_demux(contents: bytes) -> Demux:
+    if len(contents) != _U32.size:
+        raise _BadContents("the length of demux is 4")
+    return Demux(contents[0], int.from_bytes(contents) & _MAX_FLOW_LABEL)
+
+
 _PARSERS: dict[int, Callable[[bytes], Option]] = {
     NUMBER_RESPONDER_VALIDATOR: ResponderValidator,
     NUMBER_LOCATOR_LIST: _parse_locator_list,
@@ -423,6 +447,7 @@ _PARSERS: dict[int, Callable[[bytes], Option]] = {
     NUMBER_KEEPALIVE_TIMEOUT: _parse_keepalive_timeout,
     NUMBER_SENDER_NAME: _parse_sender_name,
     NUMBER_FEATURES: _parse_features,
+    NUMBER_DEMUX: _parse_demux,
 }
 _KNOWN = frozenset(_PARSERS)
 
@@ -465,6 +490,8 @@ def _encode_option(option: Option) -> bytes:
             contents = b"".join([bytes((len(label),)) + label for label in labels]) + b"\0"
         case Features(bits):
             number, contents = NUMBER_FEATURES, _U32.pack(bits)
+        case Demux(mode, label):
+            number, contents = NUMBER_DEMUX, _U32.pack(mode << 24 | label)
         case UnknownOption(number, critical, contents):
             pass
     length = len(contents)

@@ -12,6 +12,7 @@ from m6proxy.daemon.config import Config, ConfigError, load_config, parse_config
 from m6proxy.daemon.document import ConfigFile, Section
 from m6proxy.errors import SetupError
 from m6proxy.names import Prefix, address
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.policy import Detection, EstablishPolicy, Selector
 
 CONTRACT = """\
@@ -66,6 +67,28 @@ def test_the_contract_means_what_it_says(tmp_path: Path) -> None:
     assert config.unknown_peers == "ignore"
     assert config.send_timeout_s == 3.0
     assert config.control == Path("/run/m6proxy/alpha.sock")
+
+
+def test_demux_modes_in_order_of_preference() -> None:
+    text = changed("send_timeout_s", "demux: [flowlabel, exthdr], send_timeout_s")
+    config = parse_config(text, "")
+    assert config.demux == (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR)
+    assert parse_config(CONTRACT, "").demux == (DemuxMode.EXTHDR,)
+
+
+@pytest.mark.parametrize(
+    ("written", "what"),
+    [
+        ("[flowlabel]", "exthdr is missing"),
+        ("[exthdr, exthdr]", "a mode stands there twice"),
+        ("[tags, exthdr]", "'tags' is no demux mode; the modes are exthdr, flowlabel"),
+        ("exthdr", "'exthdr' is not a list of `exthdr` and `flowlabel`"),
+        ("[]", "is not a list of `exthdr` and `flowlabel`"),
+    ],
+)
+def test_demux_modes_that_cannot_be(written: str, what: str) -> None:
+    (problem,) = problems(changed("send_timeout_s", f"demux: {written}, send_timeout_s"))
+    assert "f.yaml:7: policy.demux" in problem and what in problem
 
 
 def test_what_is_left_out_has_a_default() -> None:

@@ -16,6 +16,7 @@ from m6proxy.names import Address, Prefix, UlidPair, address
 from m6proxy.reasons import Reason
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import ShimSettings
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import (
     AskCapability,
     AskProof,
@@ -104,6 +105,7 @@ class Pair:
         max_contexts: int = 1000,
         requests_per_s: float = 200.0,
         adjust: Callable[[ShimSettings], ShimSettings] = lambda settings: settings,
+        demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,),
     ) -> None:
         self.clock = Clock()
         self.capable = capable
@@ -130,6 +132,7 @@ class Pair:
                 gateway=gateway,
                 max_contexts=max_contexts,
                 requests_per_s=requests_per_s,
+                demux=demux,
             )
             settings = adjust(settings)
             engine = Engine(settings, SeededEntropy(self._seed))
@@ -205,6 +208,10 @@ class Pair:
                 break
             self.clock.step()
         self.clock.now = end_s
+
+    def wire_control(self) -> list[tuple[float, bytes]]:
+        """All control packets and errors that the gateways sent, in order."""
+        return sorted(sent for site in self.sites.values() for sent in site.sent)
 
     def settle(self, site: Site) -> None:
         """Carry out what a call of the engine left; for tests that call it themselves."""

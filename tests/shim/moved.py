@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from m6proxy.names import Address
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.engine import Engine
 from tests.harness.entropy import SeededEntropy
 from tests.harness.pair import A_GATEWAY, Pair
@@ -17,9 +18,13 @@ def established(seed: int = 1) -> Pair:
     return pair
 
 
-def moved(seed: int = 1, gateway: Address | None = A_GATEWAY) -> Pair:
+def moved(
+    seed: int = 1,
+    gateway: Address | None = A_GATEWAY,
+    demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,),
+) -> Pair:
     """Both ends had to leave their first provider, which is still dead."""
-    pair = Pair(seed=seed)
+    pair = Pair(seed=seed, demux=demux)
     if gateway is None:
         alpha = pair.alpha
         alpha.settings = replace(alpha.settings, gateway=None)

@@ -67,6 +67,17 @@ def test_restore_is_the_inverse_of_rewrite(packet: bytes) -> None:
     assert forward.restore(rewritten, place, ULIDS) == packet
 
 
+@settings(deadline=None, max_examples=500)
+@given(packets(), st.integers(1, 0xFFFFF))
+def test_unlabel_is_the_inverse_of_relabel_but_for_the_label(packet: bytes, label: int) -> None:
+    relabelled = forward.relabel(packet, LOCATORS, label)
+    assert forward.label_of(relabelled) == label
+    assert relabelled[8:40] == LOCATORS
+    assert forward.with_label(relabelled, 0)[:8] == forward.with_label(packet, 0)[:8]
+    assert relabelled[40:] == packet[40:]
+    assert forward.unlabel(relabelled, ULIDS) == forward.with_label(packet, 0)
+
+
 def test_the_upper_layer_is_not_touched() -> None:
     packet = tcp(A1, B1, b"hello")
     rewritten = forward.rewrite(packet, LOCATORS, TAIL)

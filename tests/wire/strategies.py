@@ -27,6 +27,7 @@ from m6proxy.wire.message import (
 from m6proxy.wire.options import (
     CgaParameters,
     CgaSignature,
+    Demux,
     Features,
     ForkedInstance,
     KeepaliveTimeout,
@@ -83,6 +84,7 @@ options: st.SearchStrategy[Option] = st.one_of(
     st.builds(KeepaliveTimeout, u16),
     st.builds(SenderName, names),
     st.builds(Features, u32),
+    st.builds(Demux, st.integers(0, 255), st.integers(0, 0xFFFFF)),
     st.builds(UnknownOption, st.integers(100, 0x3FFF), st.just(False), st.binary(max_size=20)),
 )
 option_lists = st.lists(options, max_size=3).map(tuple)

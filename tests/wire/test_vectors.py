@@ -35,6 +35,7 @@ from m6proxy.wire.options import (
     TRANSIENT,
     CgaParameters,
     CgaSignature,
+    Demux,
     Features,
     ForkedInstance,
     KeepaliveTimeout,
@@ -162,6 +163,7 @@ OPTION_VALUES: dict[str, Option] = {
     "sender name": SenderName("_x1.a-b-c0"),
     "unknown": UnknownOption(499, False, b"\xbe\xef"),
     "features": Features(0x80000021),
+    "demux by flow label": Demux(1, 0xABCDE),
 }
 
 OPTIONS_RECEIVED_ONLY: dict[str, tuple[Option, ...]] = {

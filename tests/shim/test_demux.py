@@ -1,0 +1,222 @@
+"""How a re-homed packet finds its context: by its tag, or by a flow label with the addresses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from m6proxy.reasons import Reason
+from m6proxy.shim import forward
+from m6proxy.shim.demux import DemuxMode
+from m6proxy.shim.engine import Engine
+from m6proxy.shim.features import Feature
+from m6proxy.wire.ipv6 import NEXT_SHIM, build_packet
+from m6proxy.wire.message import I2, R2, UpdateRequest
+from m6proxy.wire.options import Demux, Features, LocatorList, find
+from tests.harness.entropy import SeededEntropy
+from tests.harness.packets import control, find_messages, icmp_error, udp
+from tests.harness.pair import A1, A1_ISP2, A2, B1, B1_ISP2, B2, Pair
+from tests.harness.upper import UNKNOWN, upper_layers
+from tests.shim.moved import moved
+
+TAGS = (DemuxMode.EXTHDR,)
+LABELS = (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR)
+TAGS_OR_LABELS = (DemuxMode.EXTHDR, DemuxMode.FLOWLABEL)
+ROUTER = bytes.fromhex("20010db800ff00000000000000000001")
+HOST_LABEL = 0x12345
+
+
+@pytest.fixture
+def labelled() -> Pair:
+    """Both ends on their second provider, with flow labels."""
+    return moved(demux=LABELS)
+
+
+def mixed(alpha: tuple[DemuxMode, ...], beta: tuple[DemuxMode, ...]) -> Pair:
+    """Two ends of different policies, both moved to isp2."""
+    pair = Pair()
+    for site, demux in ((pair.alpha, alpha), (pair.beta, beta)):
+        site.settings = replace(site.settings, demux=demux)
+        site.engine = Engine(site.settings, SeededEntropy(len(demux)))
+    pair.establish()
+    pair.cut_provider("a", 1)
+    pair.cut_provider("b", 1)
+    pair.stream(8.0, both=True, interval_s=0.1)
+    return pair
+
+
+@pytest.mark.parametrize("demux", [TAGS, LABELS], ids=["exthdr", "flowlabel"])
+@pytest.mark.parametrize("name", upper_layers(A1, B1))
+def test_every_upper_layer_comes_out_as_it_went_in(name: str, demux: tuple[DemuxMode, ...]) -> None:
+    pair = moved(demux=demux)
+    protocol, octets = upper_layers(A1, B1)[name]
+    packet = build_packet(
+        A1, B1, protocol, octets, hop_limit=7, traffic_class=0xB8, flow_label=HOST_LABEL
+    )
+    for site in pair.sites.values():
+        for uplink in ("isp1", "isp2"):
+            site.engine.handle_uplink(uplink, up=True, mtu=1508, now=pair.clock.now)
+    before = len(pair.beta.delivered)
+    pair.host_sends(pair.alpha, packet)
+    _, sent = pair.wire[-1]
+    assert (sent[8:24], sent[24:40]) == (A1_ISP2, B1_ISP2)
+    assert len(sent) == len(packet) + (0 if demux == LABELS else 8)
+    pair.run(0.1)
+    ((_, arrived),) = pair.beta.delivered[before:]
+    kept = 0 if demux == LABELS else HOST_LABEL
+    assert arrived == forward.with_label(packet, kept)
+    assert arrived[40:] == octets
+
+
+def test_both_ends_name_a_label_before_anything_is_sent_with_it(labelled: Pair) -> None:
+    (_, _, i2), *_ = find_messages(labelled.wire_control(), I2)
+    (_, _, r2), *_ = find_messages(labelled.wire_control(), R2)
+    for message, site in ((i2, labelled.alpha), (r2, labelled.beta)):
+        option, features = find(message.options, Demux), find(message.options, Features)
+        assert option == Demux(DemuxMode.FLOWLABEL, site.context.label) and option.label
+        assert features is not None and features.bits & Feature.FLOWLABEL
+        assert labelled.other(site).context.peer_label == option.label
+        assert site.context.demux == "flowlabel"
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "modes"),
+    [
+        (LABELS, TAGS, ("exthdr", "exthdr")),
+        (TAGS, LABELS, ("exthdr", "exthdr")),
+        (TAGS_OR_LABELS, LABELS, ("flowlabel", "exthdr")),
+        (LABELS, TAGS_OR_LABELS, ("exthdr", "flowlabel")),
+        (TAGS_OR_LABELS, TAGS_OR_LABELS, ("exthdr", "exthdr")),
+    ],
+)
+def test_each_direction_has_the_mode_that_its_receiver_asks_for_and_its_sender_allows(
+    alpha: tuple[DemuxMode, ...], beta: tuple[DemuxMode, ...], modes: tuple[str, str]
+) -> None:
+    pair = mixed(alpha, beta)
+    assert (pair.alpha.context.demux, pair.beta.context.demux) == modes
+    for site in pair.sites.values():
+        other = pair.other(site)
+        before = len(other.delivered)
+        packet = pair.talk(site)
+        pair.run(0.1)
+        assert [arrived for _, arrived in other.delivered[before:]] == [packet]
+
+
+def test_plain_packets_cost_nothing_until_a_context_is_re_homed() -> None:
+    pair = Pair(demux=LABELS)
+    pair.establish()
+    for site in pair.sites.values():
+        table = site.engine._core.contexts
+        assert site.context.label in table.by_label
+        assert not table.expected_labels and not table.by_sent_label
+
+
+def test_the_label_means_nothing_between_other_addresses(labelled: Pair) -> None:
+    """Only source, destination and label together are a context's (l3-shim-approach §9.2.1)."""
+    label = labelled.alpha.context.label
+    for source, destination in ((B1, A1), (B2, A1_ISP2), (B1_ISP2, A2), (ROUTER, A1_ISP2)):
+        packet = build_packet(source, destination, UNKNOWN, b"plain", flow_label=label)
+        assert labelled.inject(labelled.alpha, packet) is None
+    other = build_packet(B1_ISP2, A1_ISP2, UNKNOWN, b"plain", flow_label=label ^ 1)
+    assert labelled.inject(labelled.alpha, other) is None
+    ours = build_packet(B1_ISP2, A1_ISP2, UNKNOWN, b"ours", flow_label=label)
+    assert labelled.inject(labelled.alpha, ours) == build_packet(B1, A1, UNKNOWN, b"ours")
+
+
+def test_a_hosts_own_label_is_never_mistaken_for_a_context(labelled: Pair) -> None:
+    """Hosts that use the same locators as ULIDs, and by chance the same label: it is taken away."""
+    label = labelled.alpha.context.peer_label
+    for chosen, kept in ((label, 0), (label ^ 1, label ^ 1)):
+        packet = build_packet(A1_ISP2, B1_ISP2, UNKNOWN, b"plain", flow_label=chosen)
+        before = len(labelled.beta.delivered)
+        labelled.host_sends(labelled.alpha, packet)
+        labelled.run(0.1)
+        ((_, arrived),) = labelled.beta.delivered[before:]
+        assert arrived == forward.with_label(packet, kept)
+
+
+def test_a_locator_without_proof_restores_nothing(labelled: Pair) -> None:
+    beta, stranger = labelled.beta, ROUTER
+    listed = LocatorList(99, (201, 201), (A1_ISP2, stranger))
+    update = UpdateRequest(beta.context.local_tag, 5, (listed,))
+    labelled.inject(beta, control(A1_ISP2, B1_ISP2, update))
+    packet = build_packet(stranger, B1_ISP2, UNKNOWN, b"?", flow_label=beta.context.label)
+    assert labelled.inject(beta, packet) is Reason.UNPROVED_LOCATOR
+
+
+def test_a_full_packet_needs_no_packet_too_big(labelled: Pair) -> None:
+    alpha = labelled.alpha
+    for uplink in ("isp1", "isp2"):
+        alpha.engine.handle_uplink(uplink, up=True, mtu=1500, now=labelled.clock.now)
+    full = udp(A1, B1, bytes(1500 - 48))
+    verdict = alpha.engine.handle_outbound(full, labelled.clock.now)
+    assert isinstance(verdict, bytes) and len(verdict) == 1500
+    over = udp(A1, B1, bytes(1501 - 48))
+    assert alpha.engine.handle_outbound(over, labelled.clock.now) is Reason.TOO_BIG
+    labelled.settle(alpha)
+    assert int.from_bytes(alpha.delivered[-1][1][44:48]) == 1500
+
+
+@pytest.mark.parametrize(("kind", "word"), [(1, 0), (2, 1400), (3, 0), (4, 40)])
+def test_an_error_about_a_labelled_packet_names_ulids_and_no_other_size(
+    labelled: Pair, kind: int, word: int
+) -> None:
+    packet = build_packet(A1, B1, UNKNOWN, bytes(300), flow_label=HOST_LABEL)
+    sent = labelled.alpha.engine.handle_outbound(packet, labelled.clock.now)
+    assert isinstance(sent, bytes)
+    error = icmp_error(ROUTER, A1_ISP2, kind, 0, word, sent[:200])
+    verdict = labelled.inject(labelled.alpha, error)
+    assert verdict == icmp_error(ROUTER, A1, kind, 0, word, forward.with_label(packet, 0)[:200])
+
+
+def test_the_mode_can_be_changed_by_an_update(labelled: Pair) -> None:
+    alpha, beta = labelled.alpha.context, labelled.beta.context
+    for mode, label, demux in ((0, 0, "exthdr"), (7, 5, "exthdr"), (1, beta.label, "flowlabel")):
+        update = UpdateRequest(alpha.local_tag, 5, (Demux(mode, label),))
+        labelled.inject(labelled.alpha, control(B1_ISP2, A1_ISP2, update))
+        assert alpha.demux == demux
+        before = len(labelled.beta.delivered)
+        packet = labelled.talk(labelled.alpha)
+        assert (labelled.wire[-1][1][6] == NEXT_SHIM) is (demux == "exthdr")
+        labelled.run(0.1)
+        assert (labelled.beta.delivered[before:][0][1]) == packet
+
+
+def test_a_path_that_loses_labels_gets_the_payload_header() -> None:
+    """Probes carry no label: without this the path would be found good for ever."""
+    pair = moved(demux=LABELS)
+    carry = pair._carry
+    pair._carry = lambda site, packet: carry(site, forward.with_label(packet, 0))  # type: ignore[method-assign]
+    pair.stream(10.0, both=True, interval_s=0.1)
+    assert {site.context.demux for site in pair.sites.values()} == {"exthdr"}
+    before = len(pair.beta.delivered)
+    packet = pair.talk(pair.alpha)
+    pair.run(0.1)
+    assert [arrived for _, arrived in pair.beta.delivered[before:]] == [packet]
+
+
+def test_a_peer_that_lost_its_state_recovers_by_its_control_messages(labelled: Pair) -> None:
+    labelled.restart(labelled.beta)
+    labelled.stream(20.0, interval_s=0.1)
+    before = len(labelled.beta.delivered)
+    packet = labelled.talk(labelled.alpha)
+    labelled.run(0.1)
+    assert [arrived for _, arrived in labelled.beta.delivered[before:]] == [packet]
+
+
+def test_labels_are_forgotten_with_their_contexts(labelled: Pair) -> None:
+    labelled.run(2000)
+    for site in labelled.sites.values():
+        table = site.engine._core.contexts
+        assert not len(table)
+        assert not table.by_label and not table.expected_labels and not table.by_sent_label
+
+
+def test_the_first_labelled_packet_needs_no_announcement() -> None:
+    """The peer may be quicker than its probe: the label is found after the miss."""
+    pair = Pair(demux=LABELS)
+    pair.establish()
+    label = pair.alpha.context.label
+    ours = build_packet(B1_ISP2, A1_ISP2, UNKNOWN, b"ours", flow_label=label)
+    assert pair.inject(pair.alpha, ours) == build_packet(B1, A1, UNKNOWN, b"ours")
