@@ -19,7 +19,7 @@ from m6proxy.errors import SetupError
 from m6proxy.names import Address, Prefix, address, address_text
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.locators import UPLINKS_MAX
-from m6proxy.shim.policy import DETECTION, Detection, EstablishPolicy, Selector
+from m6proxy.shim.policy import DETECTION, Detection, EstablishPolicy, FailbackMode, Selector
 from m6proxy.steering.settings import SteeringSettings, UplinkSettings
 
 RUN_DIRECTORY = Path("/run/m6proxy")
@@ -73,6 +73,10 @@ class Config:
     """RFC 5534 Send Timeout: how long an answer may be due before exploration starts."""
     idle_s: float = 300.0
     """After how long without packets a context is removed."""
+    failback: FailbackMode = FailbackMode.SOFT
+    """Whether contexts go back to a better pair."""
+    failback_hold_s: float = 60.0
+    """How long a better pair must answer before a context goes back to it."""
     max_contexts: int = 200_000
     hosts: tuple[tuple[str, Address], ...] = ()
     """Names of local hosts with their address; overrides PTR."""
@@ -163,6 +167,8 @@ def _freeze(file: ConfigFile) -> Config:
         demux=tuple(DemuxMode[name.upper()] for name in policy.demux),
         send_timeout_s=policy.send_timeout_s,
         idle_s=policy.idle_s,
+        failback=FailbackMode(policy.failback),
+        failback_hold_s=policy.failback_hold_s,
         max_contexts=policy.max_contexts,
         hosts=tuple((name, address(text)) for name, text in file.hosts.items()),
         peers=tuple((name, address(text)) for name, texts in file.peers.items() for text in texts),

@@ -248,6 +248,12 @@ class PolicySection(Section):
     idle_s: float = Field(
         default=300.0, ge=60, le=86_400, description="seconds from 60 to 86400", examples=["300"]
     )
+    failback: Literal["never", "soft", "hard"] = Field(
+        default="soft", description="one of `never`, `soft` and `hard`", examples=["soft"]
+    )
+    failback_hold_s: float = Field(
+        default=60.0, ge=10, le=86_400, description="seconds from 10 to 86400", examples=["60"]
+    )
     max_contexts: int = Field(
         default=200_000,
         ge=1,

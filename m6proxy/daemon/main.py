@@ -177,6 +177,8 @@ def shim_settings(config: Config) -> ShimSettings:
         demux=config.demux,
         send_timeout_s=config.send_timeout_s,
         idle_s=config.idle_s,
+        failback=config.failback,
+        failback_hold_s=config.failback_hold_s,
         max_contexts=config.max_contexts,
         gateway=own_address(
             (*config.lan, *(uplink.interface for uplink in config.uplinks)),

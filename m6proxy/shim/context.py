@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from m6proxy.discovery.capability import NameData
 from m6proxy.names import Address, LocatorPair, Tag, UlidPair
@@ -14,6 +14,9 @@ from m6proxy.shim.locators import LocalSet, PeerLocator
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S
 from m6proxy.shim.transitions import CARRIES, CONTEXT, Input, ReapState, State
 from m6proxy.wire.message import UpdateRequest
+
+if TYPE_CHECKING:
+    from m6proxy.shim.failback import Failback
 
 NO_LOCATORS: Final[frozenset[Address]] = frozenset()
 """Shared: an empty set of one's own would be 216 octets in each context."""
@@ -83,6 +86,7 @@ class Context:
         "armed_s",
         "established_s",
         "exploration",
+        "failback",
         "fii",
         "handshake",
         "held",
@@ -170,6 +174,8 @@ class Context:
         self.keepalive_due_s = NEVER
         self.keepalive_next_s = NEVER
         self.exploration: Exploration | None = None
+        self.failback: Failback | None = None
+        """On the way back to a better pair."""
         self.suspects = NO_LOCATORS
         """Locators of either end that the context had to leave; tried last."""
         self.held: HeldSegments | None = None
@@ -251,6 +257,8 @@ class Context:
             due.append(self.update.timeout_due_s)
         if self.held_ack is not None:
             due.append(self.held_ack.due_s)
+        if self.failback is not None:
+            due.append(self.failback.due_s)
         if self.exploration is not None:
             due.append(self.exploration.due_s or self.exploration.ended_s + RELEASE_EXPLORATION_S)
         if self.carries:

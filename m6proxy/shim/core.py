@@ -7,6 +7,7 @@ over it; none of them acts, they only leave effects here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from m6proxy.discovery.remembered import RememberedPeers
 from m6proxy.names import Address, LocatorPair, Prefix, UlidPair
@@ -15,9 +16,10 @@ from m6proxy.shim.context import Context
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import Effect, Report, SendPacket, Wake, What
 from m6proxy.shim.entropy import Entropy
+from m6proxy.shim.history import UplinkHistory
 from m6proxy.shim.inquiries import Inquiries
 from m6proxy.shim.locators import LocalSets, Uplink
-from m6proxy.shim.policy import DETECTION, Accounts, Detection, EstablishPolicy
+from m6proxy.shim.policy import DETECTION, Accounts, Detection, EstablishPolicy, FailbackMode
 from m6proxy.shim.ratelimit import RateLimit
 from m6proxy.shim.responder import Responder
 from m6proxy.shim.table import ContextTable
@@ -26,6 +28,8 @@ from m6proxy.wire.ipv6 import MIN_MTU, NEXT_SHIM, build_packet
 from m6proxy.wire.message import Message, encode_message
 
 _WAKE = Wake()
+FAILBACK_PROBES_PER_S: Final = 500.0
+"""Of all contexts together: when a provider is back, they return one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,9 @@ class ShimSettings:
     send_timeout_s: float = SEND_TIMEOUT_S
     idle_s: float = MIN_IDLE_S
     max_contexts: int = 200_000
+    failback: FailbackMode = FailbackMode.SOFT
+    failback_hold_s: float = 60.0
+    """How long a better pair must answer before a context goes back to it."""
     gateway: Address | None = None
     """The gateway's own address, source of its Packet Too Big."""
     demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,)
@@ -61,6 +68,8 @@ class Core:
         "effects",
         "entropy",
         "errors_limit",
+        "failback_limit",
+        "history",
         "icmp_limit",
         "inquiries",
         "local_sets",
@@ -85,6 +94,8 @@ class Core:
         self.requests_limit = RateLimit(settings.requests_per_s, settings.requests_per_s)
         self.icmp_limit = RateLimit(1000.0, 1000.0)
         self.errors_limit = RateLimit(10.0, 10.0)
+        self.failback_limit = RateLimit(FAILBACK_PROBES_PER_S, FAILBACK_PROBES_PER_S)
+        self.history = UplinkHistory(fades=settings.failback is not FailbackMode.NEVER)
         self.effects: list[Effect] = []
         """The same list for ever, so that the loop can look at it after every packet."""
         self.timers = TimerHeap(self.wake)

@@ -182,7 +182,7 @@ class Engine:
             return
         if data is not None and data.name == context.peer_name:
             peerset.adopt_proof(core, context, data)
-            reap.widen(context)
+            reap.widen(core, context, now)
         update.acknowledge(core, context)
 
     def handle_uplink(self, name: str, *, up: bool, mtu: int, now: float) -> None:
@@ -194,6 +194,8 @@ class Engine:
         before = {uplink.name: uplink.up for uplink in core.local_sets.uplinks}[name]
         if not core.local_sets.change(name, up=up, mtu=mtu):
             return
+        if up != before:
+            core.history.clear(name)
         moving: list[Context] = []
         staying: list[Context] = []
         for context in core.contexts:

@@ -21,7 +21,7 @@ from m6proxy.errors import PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, UlidPair, is_multicast
 from m6proxy.proof.judge import Evidence, Proof, prove_listed, prove_ulid
 from m6proxy.reasons import Reason
-from m6proxy.shim import lifecycle, update
+from m6proxy.shim import failback, lifecycle, update
 from m6proxy.shim.context import Context, Handshake
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
@@ -177,6 +177,7 @@ def complete(
     if context.carries:
         if given is Input.I2BIS:
             lifecycle.use_route(core, context, route, now)
+            failback.begin(core, context, now)
         lifecycle.refresh_path(core, context)
     _send_r2(core, context, message.initiator_nonce, route, now)
     core.rearm(context)

@@ -133,6 +133,25 @@ def best(
     return min(usable, key=lambda p: mine[p.local] + theirs[p.peer], default=None)
 
 
+def preferred(
+    local: LocalSet, peer: tuple[PeerLocator, ...], current: LocatorPair
+) -> tuple[tuple[LocatorPair, ...], bool]:
+    """The usable pairs that both ends like better than the current one, the best first.
+
+    Also whether the current pair is the best there is, whatever can be used just now.
+    """
+    mine = {octets: place for place, octets in enumerate(local.locators)}
+    theirs = {locator.address: place for place, locator in enumerate(_by_priority(peer))}
+    nowhere = len(mine) + len(theirs)
+    rank = mine.get(current.local, nowhere) + theirs.get(current.peer, nowhere)
+    better = tuple(
+        pair
+        for pair in candidates(local, peer, current)
+        if mine[pair.local] + theirs[pair.peer] < rank
+    )
+    return better, rank == 0
+
+
 def _by_priority(peer: Iterable[PeerLocator]) -> list[PeerLocator]:
     """The best first; among equals the stable ones, and of these as the lots fell (SRV)."""
     return sorted(peer, key=lambda locator: (locator.priority, locator.transient, locator.lot))

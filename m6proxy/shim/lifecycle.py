@@ -52,7 +52,8 @@ def enter(core: Core, context: Context, after: State, cause: Input, now: float) 
         core.contexts.close(context)
         _leave_flow(core, context)
         context.send_due_s = context.keepalive_due_s = NEVER
-        context.exploration = context.update = context.held = context.held_ack = None
+        context.exploration = context.update = None
+        context.held = context.held_ack = context.failback = None
         context.reap_state = ReapState.OPERATIONAL
 
 

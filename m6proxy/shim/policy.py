@@ -18,6 +18,18 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "esp": 50, "ah": 51, "icmpv6": 58, "sctp": 132
 _WITH_PORTS = frozenset({6, 17, 132})
 
 
+@unique
+class FailbackMode(Enum):
+    """Whether contexts go back to a better pair; the values are the words of the configuration."""
+
+    NEVER = "never"
+    """And what many contexts had to leave is tried last until it is seen to work."""
+    SOFT = "soft"
+    """New contexts only: what many had to leave is tried last for some minutes."""
+    HARD = "hard"
+    """Contexts that live go back as well, after a hold time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Selector:
     """Matches traffic by the peer's prefix, or by protocol and either port."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from m6proxy.errors import PeerViolation
 from m6proxy.names import LocatorPair
 from m6proxy.reasons import Reason
+from m6proxy.shim import failback
 from m6proxy.shim.context import NO_LOCATORS, Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof, What
@@ -86,27 +87,32 @@ def handle_probe(
     event = _EVENT_OF_PROBE[probe.state]
     exploration = context.exploration
     confirmed = exploration.confirmed(probe.received) if exploration is not None else ()
-    if event is ReapEvent.PROBE_INBOUND_OK_IN and probe.received and not confirmed:
+    if event is ReapEvent.PROBE_INBOUND_OK_IN and not confirmed and _leaves_open(context, probe):
         event = ReapEvent.PROBE_EXPLORING_IN
     for pair in confirmed:
         locator = context.peer_locator(pair.peer)
         if locator is not None:
             locator.tested = True
         context.suspects = context.suspects - {pair.local, pair.peer} or NO_LOCATORS
-    if event is not ReapEvent.PROBE_EXPLORING_IN:
-        _choose(core, context, confirmed, now)
-    elif context.reap_state is ReapState.OPERATIONAL:
+    if context.reap_state is not ReapState.OPERATIONAL:
+        for pair in confirmed:
+            _note_uplink_works(core, context, pair)
+        if event is not ReapEvent.PROBE_EXPLORING_IN:
+            _choose(core, context, confirmed, now)
+    elif event is ReapEvent.PROBE_EXPLORING_IN:
         _explore(core, context, now)
+    else:
+        failback.handle_reports(core, context, probe.received, now)
     _note_received(core, context, first, route, now)
     handle(core, context, event, now)
     if context.reap_state is ReapState.OPERATIONAL and context.exploration is not None:
         context.exploration.end(now)
 
 
-def widen(context: Context) -> None:
+def widen(core: Core, context: Context, now: float) -> None:
     """Locators were proved: a search that is going on takes them in at once."""
     if context.exploration is not None and context.exploration.due_s:
-        context.exploration.widen(_pairs(context))
+        context.exploration.widen(_pairs(core, context, now))
 
 
 def suspect(core: Core, context: Context, due_s: float) -> None:
@@ -115,7 +121,7 @@ def suspect(core: Core, context: Context, due_s: float) -> None:
     Packets that come in meanwhile do not call it off: they may use another path than ours.
     """
     exploration = context.exploration or _explore(core, context, due_s)
-    exploration.restart(_pairs(context), due_s)
+    exploration.restart(_pairs(core, context, due_s), due_s)
     exploration.due_s = due_s
     core.rearm(context)
 
@@ -130,6 +136,7 @@ def expire(core: Core, context: Context, now: float) -> None:
     if context.send_due_s and now >= context.send_due_s:
         context.send_due_s = NEVER
         handle(core, context, ReapEvent.SEND_TIMER, now)
+    failback.expire(core, context, now)
     exploration = context.exploration
     if exploration is None:
         return
@@ -159,7 +166,7 @@ def _on_change(
         if context.exploration is None or before is ReapState.OPERATIONAL:
             _explore(core, context, now)
         else:
-            context.exploration.restart(_pairs(context), now)
+            context.exploration.restart(_pairs(core, context, now), now)
         core.report(What.SILENCE, context.pair, event.value)
     elif before is ReapState.OPERATIONAL:
         core.report(What.PEER_EXPLORES, context.pair, event.value)
@@ -202,12 +209,32 @@ def _send_keepalive(core: Core, context: Context, now: float) -> None:
     context.keepalive_next_s = now + _keepalive_interval_s(core, context)
 
 
-def _pairs(context: Context) -> tuple[LocatorPair, ...]:
-    return candidates(context.local_set, context.peer_locators, context.locators, context.suspects)
+def _pairs(core: Core, context: Context, now: float) -> tuple[LocatorPair, ...]:
+    local_set, suspects = context.local_set, context.suspects
+    names = core.history.suspects(now)
+    if names:
+        places = zip(local_set.locators, local_set.uplinks, strict=True)
+        suspects |= {octets for octets, uplink in places if uplink.name in names}
+    return candidates(local_set, context.peer_locators, context.locators, suspects)
+
+
+def _leaves_open(context: Context, probe: Probe) -> bool:
+    """Whether a Probe InboundOk that confirms no probe of ours leaves open what the peer hears.
+
+    Either it reports others' probes; or it reports none, while we hear nothing of the peer:
+    then it may be one that tests a better pair of the peer, whose own path is in doubt.
+    """
+    return bool(probe.received) or context.reap_state is ReapState.EXPLORING
+
+
+def _note_uplink_works(core: Core, context: Context, pair: LocatorPair) -> None:
+    uplink = context.local_set.uplink_of(pair.local)
+    if uplink is not None:
+        core.history.clear(uplink.name)
 
 
 def _explore(core: Core, context: Context, now: float) -> Exploration:
-    context.exploration = Exploration(_pairs(context), now)
+    context.exploration = Exploration(_pairs(core, context, now), now)
     return context.exploration
 
 
@@ -231,7 +258,11 @@ def _choose(core: Core, context: Context, confirmed: tuple[LocatorPair, ...], no
     if pair is not None:
         left = context.locators
         context.suspects |= {old for old, new in zip(left, pair, strict=True) if old != new}
+        uplink = context.local_set.uplink_of(left.local)
+        if uplink is not None and left.local != pair.local:
+            core.history.note_left(uplink.name, now)
         use_route(core, context, pair, now)
+        failback.begin(core, context, now)
         send_held(core, context, now)
 
 

@@ -13,7 +13,7 @@ from m6proxy.daemon.document import ConfigFile, Section
 from m6proxy.errors import SetupError
 from m6proxy.names import Prefix, address
 from m6proxy.shim.demux import DemuxMode
-from m6proxy.shim.policy import Detection, EstablishPolicy, Selector
+from m6proxy.shim.policy import Detection, EstablishPolicy, FailbackMode, Selector
 
 CONTRACT = """\
 site: alpha.example
@@ -103,6 +103,7 @@ def test_what_is_left_out_has_a_default() -> None:
     assert (config.queue_outbound, config.queue_inbound) == (140, 141)
     assert (config.table_base, config.rule_priority, config.manage_routes) == (14000, 14000, True)
     assert (config.idle_s, config.max_contexts, config.send_timeout_s) == (300.0, 200_000, 15.0)
+    assert (config.failback, config.failback_hold_s) == (FailbackMode.SOFT, 60.0)
     assert (config.dns.port, config.dns.timeout_s) == (53, 2.0)
 
 
@@ -292,6 +293,18 @@ def test_a_gateway_may_be_link_local() -> None:
             'capable: ["2001:db8::1/48"]',
             "f.yaml:7: policy.capable[0]: '2001:db8::1/48' is neither a prefix nor a name; "
             "write for example '2001:db8:b1::/48'",
+        ),
+        (
+            "unknown_peers: ignore",
+            "failback: always",
+            "f.yaml:7: policy.failback: 'always' is not one of `never`, `soft` and `hard`; "
+            "write for example `soft`",
+        ),
+        (
+            "send_timeout_s: 3",
+            "failback_hold_s: 5",
+            "f.yaml:7: policy.failback_hold_s: 5 is not seconds from 10 to 86400; "
+            "write for example `60`",
         ),
         (
             "send_timeout_s: 3",

@@ -9,7 +9,7 @@ import pytest
 from m6proxy.daemon.config import parse_config
 from m6proxy.daemon.main import own_address, shim_settings
 from m6proxy.names import address
-from m6proxy.shim.policy import DETECTION
+from m6proxy.shim.policy import DETECTION, FailbackMode
 from tests.daemon.test_config import CONTRACT
 
 IF_INET6 = """\
@@ -41,8 +41,15 @@ def test_a_link_local_address_does_not_count() -> None:
 
 def test_the_engine_is_told_what_the_configuration_says(tmp_path: Path) -> None:
     settings = shim_settings(
-        parse_config(CONTRACT.replace("unknown_peers: ignore", "unknown_peers: probe"), "f")
+        parse_config(
+            CONTRACT.replace(
+                "unknown_peers: ignore",
+                "unknown_peers: probe, failback: hard, failback_hold_s: 90",
+            ),
+            "f",
+        )
     )
+    assert (settings.failback, settings.failback_hold_s) == (FailbackMode.HARD, 90.0)
     assert [(u.name, u.preference) for u in settings.uplinks] == [("isp1", 1), ("isp2", 2)]
     assert settings.detection == DETECTION and settings.capable == ()
     assert settings.probe_unknown and settings.send_timeout_s == 3.0

@@ -358,7 +358,9 @@ def test_every_event_of_reachability(
     context, core, now = pair.alpha.context, core_of(pair), pair.clock.now
     earlier_send_s, earlier_keepalive_s = context.send_due_s, context.keepalive_due_s
     if event in PROBES:
-        probe = Probe(context.local_tag, PROBES[event], (ProbeRecord(B1, A1, 3),))
+        exploration = context.exploration
+        heard = tuple(exploration.sent)[-1:] if exploration is not None else ()
+        probe = Probe(context.local_tag, PROBES[event], (ProbeRecord(B1, A1, 3),), heard)
         send(pair, probe)
     elif event is ReapEvent.KEEPALIVE_IN:
         send(pair, Keepalive(context.local_tag))
@@ -389,3 +391,15 @@ def test_every_event_of_reachability(
     if Act.STOP_KEEPALIVE in actions:
         assert context.keepalive_due_s == 0.0
     assert not (context.send_due_s and context.keepalive_due_s)
+
+
+def test_a_peer_that_tests_its_better_pair_does_not_end_our_search() -> None:
+    """A Probe InboundOk without reports says that the peer hears something, not what.
+
+    §6.8 would declare the path operational; the peer may not know yet that it is silent.
+    """
+    pair = reaching(ReapState.EXPLORING, False, False)
+    send(
+        pair, Probe(pair.alpha.context.local_tag, ProbeState.INBOUND_OK, (ProbeRecord(B1, A1, 3),))
+    )
+    assert pair.alpha.context.reap_state is ReapState.INBOUND_OK
