@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from m6proxy.names import address
 from m6proxy.reasons import Reason
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.transitions import State
 from m6proxy.shim.verdict import CONSUMED
@@ -38,12 +39,17 @@ def world(name: str) -> tuple[Pair, tuple[bytes, ...]]:
         pair.run(0.1)
         assert pair.alpha.context.state is State.I2_SENT
     else:
-        pair = established() if name == "established" else moved()
+        labels = (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR)
+        pair = {
+            "established": established,
+            "moved": moved,
+            "labelled": lambda: moved(demux=labels),
+        }[name]()
         pair.stream(2.0)
     return pair, tuple(dict.fromkeys(packet for _, packet in pair.wire))
 
 
-WORLDS = st.sampled_from(["new", "half", "established", "moved"])
+WORLDS = st.sampled_from(["new", "half", "established", "moved", "labelled"])
 
 
 def check(pair: Pair, packet: bytes) -> None:
