@@ -69,6 +69,8 @@ class Config:
     """Peers that have one by word of the operator; a name's addresses are /128."""
     demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,)
     """How re-homed packets may find their context; the first is the one asked of peers."""
+    hold_first_packet_s: float = 0.0
+    """How long a packet whose addresses do not work may wait for a context; 0: not at all."""
     send_timeout_s: float = 15.0
     """RFC 5534 Send Timeout: how long an answer may be due before exploration starts."""
     idle_s: float = 300.0
@@ -165,6 +167,7 @@ def _freeze(file: ConfigFile) -> Config:
         detection=tuple(Detection(method) for method in policy.detection),
         capable=tuple(_capable(file)),
         demux=tuple(DemuxMode[name.upper()] for name in policy.demux),
+        hold_first_packet_s=policy.hold_first_packet_s,
         send_timeout_s=policy.send_timeout_s,
         idle_s=policy.idle_s,
         failback=FailbackMode(policy.failback),

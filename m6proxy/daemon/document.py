@@ -242,6 +242,9 @@ class PolicySection(Section):
         description="a list of `exthdr` and `flowlabel`",
         examples=["[flowlabel, exthdr]"],
     )
+    hold_first_packet_s: float = Field(
+        default=0.0, ge=0, le=10, description="seconds from 0 to 10", examples=["2"]
+    )
     send_timeout_s: float = Field(
         default=15.0, ge=1, le=100, description="seconds from 1 to 100", examples=["15"]
     )

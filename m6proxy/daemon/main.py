@@ -175,6 +175,7 @@ def shim_settings(config: Config) -> ShimSettings:
         detection=config.detection,
         capable=config.capable,
         demux=config.demux,
+        hold_first_packet_s=config.hold_first_packet_s,
         send_timeout_s=config.send_timeout_s,
         idle_s=config.idle_s,
         failback=config.failback,

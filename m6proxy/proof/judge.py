@@ -30,6 +30,8 @@ class Proof(Enum):
     """It is the ULID itself."""
     DNS = "dns"
     """DNS data of the peer's name covers the ULID and the locator."""
+    REMEMBERED = "remembered"
+    """It was proved in an earlier context, within the hour."""
     HBA = "hba"
     """ULID and locator are of one set of hash-based addresses."""
 

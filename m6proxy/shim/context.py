@@ -33,6 +33,7 @@ class Handshake:
         "retries",
         "rounds",
         "route",
+        "routes",
         "shortened",
         "timeout_due_s",
         "validator",
@@ -52,6 +53,8 @@ class Handshake:
         self.timeout_due_s = NEVER
         self.route = route
         """The locator pair that the exchange uses."""
+        self.routes: tuple[LocatorPair, ...] = ()
+        """The pairs to try one after the other, when the ULIDs seem not to work."""
         self.shortened = False
         """Whether a message of it had no room for all our locators."""
 

@@ -16,6 +16,7 @@ from m6proxy.shim.context import Context
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import Effect, Report, SendPacket, Wake, What
 from m6proxy.shim.entropy import Entropy
+from m6proxy.shim.firstpackets import FirstPackets
 from m6proxy.shim.history import UplinkHistory
 from m6proxy.shim.inquiries import Inquiries
 from m6proxy.shim.locators import LocalSets, Uplink
@@ -44,6 +45,8 @@ class ShimSettings:
     """How to find out whether a peer has a shim, in this order."""
     capable: tuple[Prefix, ...] = ()
     """Where the operator says that peers have one."""
+    hold_first_packet_s: float = 0.0
+    """How long a packet may wait for a context while its addresses do not work; 0: not at all."""
     send_timeout_s: float = SEND_TIMEOUT_S
     idle_s: float = MIN_IDLE_S
     max_contexts: int = 200_000
@@ -69,6 +72,7 @@ class Core:
         "entropy",
         "errors_limit",
         "failback_limit",
+        "first_packets",
         "history",
         "icmp_limit",
         "inquiries",
@@ -90,6 +94,7 @@ class Core:
         self.accounts = Accounts(settings.establish)
         self.peers = RememberedPeers()
         self.inquiries = Inquiries()
+        self.first_packets = FirstPackets()
         self.responder = Responder(entropy)
         self.requests_limit = RateLimit(settings.requests_per_s, settings.requests_per_s)
         self.icmp_limit = RateLimit(1000.0, 1000.0)

@@ -20,7 +20,7 @@ from m6proxy.names import LocatorPair, UlidPair
 from m6proxy.reasons import Reason
 from m6proxy.shim import establish
 from m6proxy.shim.core import Core
-from m6proxy.shim.effects import What
+from m6proxy.shim.effects import SendPacket, What
 from m6proxy.shim.features import OURS, Feature
 from m6proxy.shim.inquiries import WAITING_MAX, Inquiry, Waiting
 from m6proxy.shim.policy import Detection
@@ -153,6 +153,9 @@ def _begin(core: Core, pair: UlidPair, waiting: Waiting, detail: str, now: float
 def _give_up(core: Core, pair: UlidPair, now: float) -> None:
     core.report(What.NOT_CAPABLE, pair)
     core.accounts.silence(pair.local + pair.peer, now + NO_R1_HOLDDOWN_S)
+    held = core.first_packets.take(pair.local + pair.peer)
+    if held is not None:
+        core.effects.append(SendPacket(held))
 
 
 def _ask(core: Core, pair: UlidPair, waiting: Waiting, now: float) -> bool:

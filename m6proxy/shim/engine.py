@@ -32,17 +32,18 @@ from m6proxy.shim import (
     outward,
     peerset,
     reap,
+    startup,
     update,
 )
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core, ShimSettings
-from m6proxy.shim.effects import AskCapability, Effect, LearnNames, What
+from m6proxy.shim.effects import AskCapability, Effect, LearnNames, SendPacket, What
 from m6proxy.shim.entropy import Entropy
 from m6proxy.shim.locators import Uplink
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.timers import NEVER
 from m6proxy.shim.transitions import REMEMBERS, Input, ReapState, State, legal
-from m6proxy.shim.verdict import Verdict
+from m6proxy.shim.verdict import CONSUMED, Verdict
 from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_SHIM, NEXT_UDP, Walk, find_shim, upper_layer
 
 _SPECIAL: Final = forward.CHAINED | {NEXT_SHIM, NEXT_UDP, 58}
@@ -121,11 +122,13 @@ class Engine:
 
     def next_deadline(self) -> float | None:
         """When ``handle_timer`` must be called at the latest, or None."""
-        due_s = self._core.timers.next_deadline()
-        asked_s = self._core.inquiries.next_deadline_s()
-        if due_s is None or asked_s is None:
-            return asked_s if due_s is None else due_s
-        return min(due_s, asked_s)
+        core = self._core
+        deadlines_s = (
+            core.timers.next_deadline(),
+            core.inquiries.next_deadline_s(),
+            core.first_packets.next_deadline_s(),
+        )
+        return min((due_s for due_s in deadlines_s if due_s is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
         """Expire everything that is due, each context once."""
@@ -147,6 +150,7 @@ class Engine:
             reap.expire(core, context, now)
             update.expire(core, context, now)
             core.rearm(context)
+        self._release(now)
 
     def take_effects(self) -> list[Effect]:
         """Hand over what is to be done, in order, and forget it."""
@@ -164,6 +168,7 @@ class Engine:
     ) -> None:
         """The answer to AskCapability: what DNS says of the peer, and our host's own name."""
         detect.decide(self._core, pair, data, local_name, now)
+        self._release(now)
 
     def handle_proof(
         self, pair: UlidPair, data: NameData | None, local_name: str | None, now: float
@@ -177,6 +182,7 @@ class Engine:
                 establish.complete(core, key, fii, message, route, claimed, local_name, now)
             except PeerViolation as violation:
                 core.drop(violation.reason)
+        self._release(now)
         context = core.contexts.by_pair(key)
         if context is None or not context.carries:
             return
@@ -250,9 +256,43 @@ class Engine:
         if len(packet) < HEADER_OCTETS:
             return self._core.drop(Reason.TRUNCATED)
         key = packet[8:40]
-        if self._core.accounts.count(key, packet, outbound=True, now=now):
+        core = self._core
+        dead = core.local_sets.is_down(packet[8:24])
+        if core.accounts.count(key, packet, outbound=True, now=now, dead=dead):
+            hold_s = core.settings.hold_first_packet_s
+            held = (
+                hold_s > 0
+                and startup.suspected(core, key)
+                and core.contexts.by_pair(key) is None
+                and core.first_packets.put(key, packet, now + hold_s)
+            )
             self._want_context(key, now)
-        return outward.unmistaken(self._core, packet) if self._by_sent_label else None
+            if held:
+                core.wake()
+                return CONSUMED
+        return outward.unmistaken(core, packet) if self._by_sent_label else None
+
+    def _release(self, now: float) -> None:
+        """Send the first packets that waited: with their context, or as they are."""
+        core = self._core
+        if not core.first_packets:
+            return
+        plain = []
+        for key in core.first_packets.pairs():
+            context = core.contexts.by_pair(key)
+            if context is None or not (context.carries or context.state in REMEMBERS):
+                continue
+            packet = core.first_packets.take(key)
+            if packet is None or not context.carries:
+                plain += [packet] if packet is not None else []
+                continue
+            verdict = self.handle_outbound(packet, now)
+            if verdict is None or isinstance(verdict, bytes):
+                core.effects.append(SendPacket(verdict or packet))
+        for packet in (*plain, *core.first_packets.take_due(now)):
+            verdict = outward.unmistaken(core, packet)
+            if verdict is None or isinstance(verdict, bytes):
+                core.effects.append(SendPacket(verdict or packet))
 
     def _want_context(self, key: bytes, now: float) -> None:
         core = self._core
@@ -290,6 +330,7 @@ class Engine:
                 verdict = control.handle_control(
                     self._core, self._pending, packet, place.offset, now
                 )
+                self._release(now)
                 return verdict, True
         upper = upper_layer(packet)
         if upper is not None and upper[0] == 58 and icmp.is_error(packet, upper[1]):

@@ -21,7 +21,7 @@ from m6proxy.errors import PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, UlidPair, is_multicast
 from m6proxy.proof.judge import Evidence, Proof, prove_listed, prove_ulid
 from m6proxy.reasons import Reason
-from m6proxy.shim import failback, lifecycle, update
+from m6proxy.shim import failback, lifecycle, startup, update
 from m6proxy.shim.context import Context, Handshake
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
@@ -33,6 +33,7 @@ from m6proxy.shim.timers import (
     I2_RETRIES_MAX,
     I2_TIMEOUT_S,
     I2BIS_RETRIES_MAX,
+    INITIAL_PROBE_TIMEOUT_S,
     NO_R1_HOLDDOWN_S,
     PENDING_PROOF_S,
     backoff_s,
@@ -75,6 +76,7 @@ def initiate(
     context.local_name = local_name
     context.handshake = Handshake(core.entropy.nonce(), context.locators)
     context.handshake.data = data
+    startup.plan_routes(core, context, data, now)
     core.contexts.bind_nonce(context, context.handshake.initiator_nonce)
     lifecycle.enter(core, context, State.I1_SENT, Input.INITIATE, now)
     _send_current(core, context, now)
@@ -167,13 +169,15 @@ def complete(
         raise PeerViolation(Reason.UNPROVED_ULID, "neither name nor hash bears the ULID")
     context = core.contexts.by_pair(key, fii)
     _check_source(context, message, route, evidence, ulid)
-    core.peers.note_capable(ulid, now)
     if context is None:
         context = lifecycle.create(core, key, fii, now)
+    if not context.carries:
+        context.route = route.local + route.peer
     context.local_name = local_name
     _adopt(core, context, message.initiator_tag, message.options, data, now)
     if context.state in (State.IDLE, State.I1_SENT, State.E_FAILED, State.NO_SUPPORT):
         lifecycle.enter(core, context, State.ESTABLISHED, given, now)
+    startup.remember(core, context, now)
     if context.carries:
         if given is Input.I2BIS:
             lifecycle.use_route(core, context, route, now)
@@ -193,8 +197,12 @@ def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
     data = handshake.data
     if data is not None and name is not None and name.name != data.name:
         data = None
+    reached = context.peer_locator(route.peer)
+    if not context.carries and reached is not None and reached.proved:
+        context.route = route.local + route.peer
+        reached.tested |= route.peer != context.outbound_key[16:]
     _adopt(core, context, message.responder_tag, message.options, data, now)
-    core.peers.note_capable(context.outbound_key[16:], now)
+    startup.remember(core, context, now)
     lifecycle.enter(core, context, State.ESTABLISHED, Input.R2, now)
     lifecycle.refresh_path(core, context)
     if data is None and name is not None:
@@ -248,8 +256,10 @@ def expire(core: Core, context: Context, now: float) -> None:
         return
     if handshake is None or not handshake.timeout_due_s or now < handshake.timeout_due_s:
         return
-    if handshake.retries < _RETRIES_MAX[context.state]:
+    if handshake.retries < _RETRIES_MAX[context.state] + _routes_left(context, handshake):
         handshake.retries += 1
+        if context.state is State.I1_SENT:
+            startup.next_route(handshake)
         lifecycle.enter(core, context, context.state, Input.RETRANSMIT, now)
         _send_current(core, context, now)
     elif context.state is State.I1_SENT:
@@ -268,7 +278,8 @@ def _fail(core: Core, context: Context, handshake: Handshake, now: float) -> Non
     """§7.8: nobody answers. Who has a record is refused for this identifier only."""
     recorded = handshake.data is not None and handshake.data.capability is not None
     ulid = context.outbound_key[16:] if recorded or handshake.validator else b""
-    core.peers.refuse(handshake.route.peer, now + NO_R1_HOLDDOWN_S, ulid)
+    for peer in {tried.peer for tried in (*handshake.routes, handshake.route)}:
+        core.peers.refuse(peer, now + NO_R1_HOLDDOWN_S, ulid)
     lifecycle.refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
 
 
@@ -278,9 +289,18 @@ def _send_current(core: Core, context: Context, now: float) -> None:
     if handshake is None:
         return
     _send_message(core, context)
-    nominal_s = backoff_s(_TIMEOUT_S[context.state], handshake.retries)
+    fresh = _routes_left(context, handshake)
+    if handshake.retries < fresh:
+        nominal_s = INITIAL_PROBE_TIMEOUT_S
+    else:
+        nominal_s = backoff_s(_TIMEOUT_S[context.state], handshake.retries - fresh)
     handshake.timeout_due_s = now + nominal_s * core.entropy.uniform(0.5, 1.5)
     core.rearm(context)
+
+
+def _routes_left(context: Context, handshake: Handshake) -> int:
+    """How many I1 go out at the rate of first probes, each over a pair of its own."""
+    return max(0, len(handshake.routes) - 1) if context.state is State.I1_SENT else 0
 
 
 def _send_message(core: Core, context: Context) -> None:
@@ -355,6 +375,8 @@ def _by_nonce(core: Core, nonce: int, route: LocatorPair) -> Context:
     context = core.contexts.by_nonce(nonce)
     if context is None or context.handshake is None:
         raise PeerViolation(Reason.WRONG_NONCE, "no exchange has this nonce")
+    if context.state is State.I1_SENT and route in context.handshake.routes:
+        context.handshake.route = route
     if context.handshake.route != route:
         raise PeerViolation(Reason.WRONG_LOCATOR, "the answer came from elsewhere")
     return context

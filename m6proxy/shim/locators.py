@@ -104,6 +104,7 @@ class LocalSets:
     def __init__(self, uplinks: Iterable[Uplink], entropy: Entropy) -> None:
         self._entropy = entropy
         self._uplinks = {uplink.name: uplink for uplink in uplinks}
+        self._down = [uplink for uplink in self._uplinks.values() if not uplink.up]
         self._by_ulid: WeakValueDictionary[Address, LocalSet] = WeakValueDictionary()
 
     @property
@@ -114,6 +115,10 @@ class LocalSets:
     def is_local(self, octets: Address) -> bool:
         """Tell whether an address lies in one of the site's prefixes."""
         return any(uplink.prefix.contains(octets) for uplink in self._uplinks.values())
+
+    def is_down(self, octets: Address) -> bool:
+        """Tell whether an address belongs to an uplink that is down."""
+        return any(uplink.prefix.contains(octets) for uplink in self._down)
 
     def same_host(self, ulid: Address, locator: Address) -> bool:
         """Tell whether ULID and locator are addresses of one host of the site."""
@@ -136,6 +141,7 @@ class LocalSets:
         if after == before:
             return False
         self._uplinks[name] = after
+        self._down = [uplink for uplink in self._uplinks.values() if not uplink.up]
         self._by_ulid.clear()
         return True
 

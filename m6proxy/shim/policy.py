@@ -14,6 +14,11 @@ from enum import Enum, unique
 from m6proxy.names import Address, Prefix
 from m6proxy.wire.ipv6 import upper_layer
 
+SILENT_START_S = 0.9
+"""TCP sends its first segment again after 1 s: without any answer until then, the addresses of
+the pair seem not to work."""
+_SYN_AT = 40 + 13
+_SYN, _SYN_ACK = 0x02, 0x12
 PROTOCOLS = {"tcp": 6, "udp": 17, "esp": 50, "ah": 51, "icmpv6": 58, "sctp": 132}
 _WITH_PORTS = frozenset({6, 17, 132})
 
@@ -98,13 +103,26 @@ class EstablishPolicy:
 class _Account:
     """What one pair without a context has sent and received."""
 
-    __slots__ = ("by_prefix", "first_s", "octets", "outbound", "packets", "quiet_until_s")
+    __slots__ = (
+        "answered",
+        "by_prefix",
+        "first_s",
+        "octets",
+        "outbound",
+        "packets",
+        "quiet_until_s",
+        "silent",
+        "syn_s",
+    )
 
     def __init__(self, now: float, by_prefix: bool | None) -> None:
         self.first_s = now
         self.octets = 0
         self.packets = 0
         self.outbound = False
+        self.answered = False
+        self.syn_s = 0.0
+        self.silent = False
         self.quiet_until_s = 0.0
         self.by_prefix = by_prefix
 
@@ -121,11 +139,13 @@ class Accounts:
     def __len__(self) -> int:
         return len(self._by_pair)
 
-    def count(self, key: bytes, packet: bytes, *, outbound: bool, now: float) -> bool:
+    def count(
+        self, key: bytes, packet: bytes, *, outbound: bool, now: float, dead: bool = False
+    ) -> bool:
         """Count one packet of the pair ``key`` (local 16 + peer 16 octets).
 
         Returns whether a context should be asked for now. A pair that only ever receives
-        is never ripe: the host may not exist.
+        is never ripe: the host may not exist. ``dead``: its addresses are known not to work.
         """
         account = self._by_pair.get(key)
         if account is None:
@@ -139,16 +159,27 @@ class Accounts:
             return False
         account.octets += len(packet)
         account.packets += 1
-        account.outbound |= outbound
+        if outbound:
+            account.outbound = True
+            if packet[6] == 6 and not account.answered:
+                _note_syn(account, packet, now)
+        else:
+            account.answered, account.silent = True, False
         if not account.outbound or now < account.quiet_until_s:
             return False
-        return account.by_prefix is True or by_flow is True or self._crossed(account, now)
+        wanted = account.by_prefix is True or by_flow is True or dead or account.silent
+        return wanted or self._crossed(account, now)
 
     def silence(self, key: bytes, until_s: float) -> None:
         """Do not call the pair ripe again before ``until_s``: it was asked for, or refused."""
         account = self._by_pair.get(key)
         if account is not None:
             account.quiet_until_s = until_s
+
+    def is_silent(self, key: bytes) -> bool:
+        """Tell whether TCP had to send the first segment of a pair again, unanswered."""
+        account = self._by_pair.get(key)
+        return account is not None and account.silent
 
     def forget(self, key: bytes) -> None:
         """Drop the counters of a pair: it has a context now."""
@@ -188,6 +219,13 @@ class Accounts:
             or (policy.after_packets is not None and account.packets >= policy.after_packets)
             or (policy.after_s is not None and now - account.first_s >= policy.after_s)
         )
+
+
+def _note_syn(account: _Account, packet: bytes, now: float) -> None:
+    if len(packet) <= _SYN_AT or packet[_SYN_AT] & _SYN_ACK != _SYN:
+        return
+    account.syn_s = account.syn_s or now
+    account.silent = now - account.syn_s >= SILENT_START_S
 
 
 def _matches_prefix(selectors: tuple[Selector, ...], peer: Address) -> bool:

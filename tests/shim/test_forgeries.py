@@ -213,7 +213,7 @@ def test_from_another_locator_with_proof_it_works() -> None:
     listed = LocatorList(1, (METHOD_DNS,) * 2, (A1, A1_ISP2))
     exchange_from(pair, A1_ISP2, UlidPairOption(A1, B1), listed, SenderName(NAMES[A1]))
     assert pair.beta.context.state is State.ESTABLISHED
-    assert pair.beta.context.route == B1 + A1
+    assert pair.beta.context.route == B1 + A1_ISP2
 
 
 def test_a_message_about_one_host_at_the_locator_of_another_is_refused() -> None:
