@@ -94,6 +94,7 @@ class Context:
         "handshake",
         "held",
         "held_ack",
+        "hinted_s",
         "holddown_due_s",
         "inbound_key",
         "keepalive_due_s",
@@ -183,6 +184,8 @@ class Context:
         """Locators of either end that the context had to leave; tried last."""
         self.held: HeldSegments | None = None
         """TCP segments that nothing answered yet, while an answer is due."""
+        self.hinted_s = NEVER
+        """When an indirect indication last started a test."""
         self.reproof_due_s = NEVER
         self.holddown_due_s = NEVER
 

@@ -27,6 +27,7 @@ from m6proxy.shim import (
     detect,
     establish,
     forward,
+    hints,
     icmp,
     lifecycle,
     outward,
@@ -334,6 +335,7 @@ class Engine:
                 return verdict, True
         upper = upper_layer(packet)
         if upper is not None and upper[0] == 58 and icmp.is_error(packet, upper[1]):
+            hints.handle_error(self._core, packet, upper[1], now)
             verdict = icmp.handle_error(self._core, packet, upper[1], now)
             return verdict, verdict is not None
         return None, False
@@ -404,6 +406,7 @@ class Engine:
             locator = context.peer_locator(route.peer)
             if locator is None or not locator.proved:
                 return control.unproved(core, context, now)
+            hints.handle_source(core, context, route.peer, now)
             context.last_in_pair = pair
         if context.state is not _ESTABLISHED:
             if not legal(context.state, Input.PAYLOAD):
