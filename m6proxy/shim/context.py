@@ -133,8 +133,10 @@ class Context:
         "state",
         "suspects",
         "told_too_big_s",
+        "unlabelled_route",
         "update",
         "wire_addresses",
+        "wire_label",
     )
 
     def __init__(self, key: bytes, fii: int, local_tag: Tag, local_set: LocalSet) -> None:
@@ -161,7 +163,9 @@ class Context:
         self.label = 0
         """The flow label by which the peer's packets may find the context; 0: by the tag only."""
         self.peer_label = 0
-        """The peer's flow label for our packets; 0: they carry the payload header."""
+        """The flow label that the peer wants on our packets; 0: the payload header."""
+        self.unlabelled_route: bytes | None = None
+        """The locator pair that seemed to lose flow labels, 32 octets."""
         self.sent_label_key: tuple[bytes, int] | None = None
         """Where the table has the context by what it sends: our route and the peer's label."""
         self.route = key
@@ -192,6 +196,8 @@ class Context:
         # what the packet path needs, ready made
         self.wire_addresses: bytes | None = None
         """The 32 octets that replace the ULIDs, or None while the locators are the ULIDs."""
+        self.wire_label = 0
+        """The flow label that they get, or 0 while they get the payload header."""
         self.shim_tail = b""
         """The last 7 octets of the payload header."""
         self.mtu = 0
@@ -224,7 +230,8 @@ class Context:
     @property
     def demux(self) -> str:
         """How the peer's end finds the context when it gets our re-homed packets."""
-        return "flowlabel" if self.peer_label else "exthdr"
+        labelled = self.peer_label and self.route != self.unlabelled_route
+        return "flowlabel" if labelled else "exthdr"
 
     @property
     def carries(self) -> bool:

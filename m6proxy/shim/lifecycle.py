@@ -83,6 +83,7 @@ def refresh_path(core: Core, context: Context) -> None:
     context.told_too_big_s = NEVER
     context.wire_addresses = context.route
     context.shim_tail = b"\x00" + (_PAYLOAD_BIT | context.peer_tag).to_bytes(6)
+    context.wire_label = 0 if context.route == context.unlabelled_route else context.peer_label
     core.contexts.bind_sent_label(context, context.route)
     if context.fii == 0:
         core.effects.append(InstallFlow(context.pair, context.locators, context.peer_tag))
@@ -113,6 +114,7 @@ def remove(core: Core, context: Context, cause: Input, now: float) -> None:
 def _leave_flow(core: Core, context: Context) -> None:
     if context.wire_addresses is not None:
         context.wire_addresses = None
+        context.wire_label = 0
         core.contexts.bind_sent_label(context, None)
         if context.fii == 0:
             core.effects.append(RemoveFlow(context.pair))

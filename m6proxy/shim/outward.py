@@ -26,7 +26,7 @@ def rewrite(core: Core, context: Context, packet: bytes, now: float) -> Verdict:
     addresses = context.wire_addresses
     if addresses is None:
         return None
-    label = context.peer_label
+    label = context.wire_label
     growth = 0 if label else forward.GROWTH_OCTETS
     if len(packet) + growth > context.mtu:
         refused = _too_big(core, context, packet, growth, now)

@@ -112,6 +112,7 @@ def adopt_demux(core: Core, context: Context, options: tuple[Option, ...]) -> No
         return
     wanted = demux.mode == DemuxMode.FLOWLABEL and context.peer_features & Feature.FLOWLABEL
     context.peer_label = demux.label if wanted else 0
+    context.unlabelled_route = None
     if context.carries:
         lifecycle.refresh_path(core, context)
 

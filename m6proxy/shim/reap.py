@@ -272,10 +272,10 @@ def _doubt_label(core: Core, context: Context) -> None:
     Probes carry none, so nothing else would show it. The payload header survives any path.
     """
     exploration, rehomed_s = context.exploration, context.rehomed_s
-    if not context.peer_label or exploration is None or rehomed_s is None:
+    if not context.wire_label or exploration is None or rehomed_s is None:
         return
     if context.reap_state is not ReapState.OPERATIONAL and exploration.started_s > rehomed_s:
-        context.peer_label = 0
+        context.unlabelled_route = context.route
         refresh_path(core, context)
         core.report(What.UPDATED, context.pair, "no flow labels on this path")
 

@@ -93,7 +93,7 @@ class ContextTable:
 
     def bind_sent_label(self, context: Context, route: bytes | None) -> None:
         """Note that the context sends with the peer's label on a route (32 octets), or stops."""
-        key = (route, context.peer_label) if route is not None and context.peer_label else None
+        key = (route, context.wire_label) if route is not None and context.wire_label else None
         if context.sent_label_key is not None:
             self.by_sent_label.pop(context.sent_label_key, None)
         context.sent_label_key = key

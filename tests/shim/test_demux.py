@@ -183,7 +183,7 @@ def test_the_mode_can_be_changed_by_an_update(labelled: Pair) -> None:
         assert (labelled.beta.delivered[before:][0][1]) == packet
 
 
-def test_a_path_that_loses_labels_gets_the_payload_header() -> None:
+def test_a_path_that_loses_labels_gets_the_payload_header_and_the_next_is_tried_anew() -> None:
     """Probes carry no label: without this the path would be found good for ever."""
     pair = moved(demux=LABELS)
     carry = pair._carry
@@ -192,6 +192,17 @@ def test_a_path_that_loses_labels_gets_the_payload_header() -> None:
     assert {site.context.demux for site in pair.sites.values()} == {"exthdr"}
     before = len(pair.beta.delivered)
     packet = pair.talk(pair.alpha)
+    pair.run(0.1)
+    assert [arrived for _, arrived in pair.beta.delivered[before:]] == [packet]
+    pair._carry = carry  # type: ignore[method-assign]
+    pair.cut.clear()
+    pair.cut_provider("a", 2)
+    pair.stream(8.0, both=True, interval_s=0.1)
+    assert pair.alpha.context.route == A1 + B1_ISP2
+    assert pair.alpha.context.demux == "flowlabel"
+    before = len(pair.beta.delivered)
+    packet = pair.talk(pair.alpha)
+    assert len(pair.wire[-1][1]) == len(packet), "no payload header"
     pair.run(0.1)
     assert [arrived for _, arrived in pair.beta.delivered[before:]] == [packet]
 
