@@ -42,6 +42,7 @@ class Reason(IntEnum):
     UNPROVED_ULID = 33
     PEER_ERROR = 34
     BAD_METHOD = 35
+    DELTA_BASE = 36
 
     # 50-69: the packet cannot be rewritten or restored (data path)
     TOO_BIG = 50
@@ -80,6 +81,7 @@ _TEXT: dict[Reason, str] = {
     Reason.TABLE_FULL: "the context table is full",
     Reason.UNPROVED_ULID: "the sender did not show that the ULID is its own",
     Reason.PEER_ERROR: "the peer reported an error",
+    Reason.DELTA_BASE: "a difference to a locator list that we do not have",
     Reason.BAD_METHOD: "a locator's verification method is unknown or reserved",
     Reason.TOO_BIG: "the packet does not fit the uplink with 8 octets more",
     Reason.CUT_BY_QUEUE: "the queue delivered only part of the packet",

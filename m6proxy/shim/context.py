@@ -73,10 +73,12 @@ class HeldAck:
 class PendingUpdate:
     """The one Update Request that is outstanding (RFC 5533 §10.3)."""
 
-    __slots__ = ("request", "retries", "timeout_due_s")
+    __slots__ = ("request", "retries", "timeout_due_s", "told")
 
-    def __init__(self, request: UpdateRequest) -> None:
+    def __init__(self, request: UpdateRequest, told: LocalSet | None) -> None:
         self.request = request
+        self.told = told
+        """The set that the peer knows when it acknowledges; None when some was left out."""
         self.retries = 0
         """How often it was sent."""
         self.timeout_due_s = NEVER
@@ -132,6 +134,7 @@ class Context:
         "shim_tail",
         "state",
         "suspects",
+        "told_set",
         "told_too_big_s",
         "unlabelled_route",
         "update",
@@ -172,6 +175,8 @@ class Context:
         """Lp(local) and Lp(peer), 32 octets."""
         self.handshake: Handshake | None = None
         self.update: PendingUpdate | None = None
+        self.told_set: LocalSet | None = None
+        """Our set as the peer has it, as far as we know; differences start from it."""
         self.held_ack: HeldAck | None = None
 
         # reachability (RFC 5534)

@@ -43,7 +43,11 @@ from m6proxy.wire.message import (
     UpdateRequest,
     parse_message,
 )
-from m6proxy.wire.options import NUMBER_LOCATOR_LIST, NUMBER_LOCATOR_PREFERENCES
+from m6proxy.wire.options import (
+    NUMBER_LOCATOR_DELTA,
+    NUMBER_LOCATOR_LIST,
+    NUMBER_LOCATOR_PREFERENCES,
+)
 
 Tagged: TypeAlias = UpdateRequest | UpdateAck | Keepalive | Probe
 """Messages that name their context by our tag."""
@@ -59,6 +63,7 @@ _ERROR_OF: Final = {
     Reason.CRITICAL_OPTION: ErrorCode.CRITICAL_OPTION,
     Reason.BAD_METHOD: ErrorCode.METHOD_FAILED,
     Reason.GENERATION_MISMATCH: ErrorCode.GENERATION_OUT_OF_SYNC,
+    Reason.DELTA_BASE: ErrorCode.GENERATION_OUT_OF_SYNC,
     Reason.PREFERENCE_COUNT: ErrorCode.PREFERENCE_COUNT,
 }
 _TYPE_POINTER: Final = 2
@@ -69,6 +74,7 @@ _FIELD_OF: Final = {
     Reason.BAD_METHOD: (NUMBER_LOCATOR_LIST, 9),
     Reason.GENERATION_MISMATCH: (NUMBER_LOCATOR_PREFERENCES, 4),
     Reason.PREFERENCE_COUNT: (NUMBER_LOCATOR_PREFERENCES, 2),
+    Reason.DELTA_BASE: (NUMBER_LOCATOR_DELTA, 4),
 }
 """The option in which a fault is, and where: first method, generation, Length (§10.4)."""
 
@@ -131,8 +137,12 @@ def _dispatch(
             detect.handle_reply(core, message, route, now)
         case UpdateRequest() | UpdateAck() | Keepalive() | Probe():
             _handle_tagged(core, message, route, now)
-        case ErrorMessage() if not detect.handle_error(core, message, route, now):
-            raise PeerViolation(Reason.PEER_ERROR, f"error code {message.code}")
+        case ErrorMessage():
+            if not (
+                detect.handle_error(core, message, route, now)
+                or update.handle_error(core, message, route, now)
+            ):
+                raise PeerViolation(Reason.PEER_ERROR, f"error code {message.code}")
         case UnknownMessage():
             raise PeerViolation(Reason.UNKNOWN_TYPE, f"message type {message.number}")
 

@@ -207,6 +207,7 @@ def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
     lifecycle.refresh_path(core, context)
     if data is None and name is not None:
         core.effects.append(AskProof(context.pair, name.name))
+    context.told_set = None if handshake.shortened else context.local_set
     if handshake.shortened:
         update.announce(core, context, now, now)
     core.rearm(context)
@@ -331,6 +332,7 @@ def _send_r2(core: Core, context: Context, nonce: int, route: LocatorPair, now: 
     """What R2 has no room for is told by an Update as soon as the context carries."""
     options, whole = offer(core, context, MAX_MESSAGE_OCTETS - _R2_OCTETS, route.local)
     core.send(R2(context.local_tag, nonce, options), route)
+    context.told_set = context.local_set if whole else None
     if whole:
         return
     if context.handshake is not None:

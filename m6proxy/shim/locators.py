@@ -13,6 +13,7 @@ from m6proxy.shim.entropy import Entropy
 from m6proxy.wire.options import (
     BROKEN,
     METHOD_DNS,
+    LocatorDelta,
     LocatorList,
     LocatorPreferences,
     Preference,
@@ -84,6 +85,26 @@ class LocalSet:
                 ),
             ),
         )
+
+    def since(self, base: LocalSet) -> LocatorDelta:
+        """How this set differs from an earlier one."""
+        before, after = base.elements(), self.elements()
+        return LocatorDelta(
+            base.generation,
+            self.generation,
+            tuple(
+                (method, preference, octets)
+                for octets, (method, preference) in after.items()
+                if before.get(octets) != (method, preference)
+            ),
+            tuple(octets for octets in before if octets not in after),
+        )
+
+    def elements(self) -> dict[Address, tuple[int, Preference]]:
+        """What is told of each locator: its method and preference."""
+        listed, preferences, *_ = self.options()
+        told = zip(listed.methods, preferences.preferences, strict=True)
+        return dict(zip(listed.locators, told, strict=True))
 
     def best_places(self, count: int, current: Address) -> tuple[int, ...]:
         """Which locators to tell when only ``count`` of them fit, in the order of the set.

@@ -1,8 +1,8 @@
 """What both ends tell each other about their locators, and what we believe of it.
 
-``offer`` builds the options of I2, I2bis, R2 and Update Request; ``adopt_peer`` and
-``adopt_locators`` take the peer's in. A locator is believed as far as it is proved: the
-proof by DNS may come later, and until then the locator is known but never used.
+``offer`` builds the options of I2, I2bis, R2 and Update Request; ``adopt_peer``,
+``adopt_locators`` and ``adopt_delta`` take the peer's in. A locator is believed as far as it
+is proved: the proof by DNS may come later, and until then the locator is known but never used.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ from m6proxy.shim.timers import SEND_TIMEOUT_S
 from m6proxy.wire.message import find
 from m6proxy.wire.options import (
     BROKEN,
+    METHOD_DNS,
     TRANSIENT,
     CgaParameters,
     Demux,
     Features,
     KeepaliveTimeout,
+    LocatorDelta,
     LocatorList,
     LocatorPreferences,
     Option,
@@ -54,6 +56,8 @@ longer list is ignored."""
 _LOCATOR_OCTETS: Final = 19
 """What one locator takes in list and preferences, rounded up: method, address, two octets."""
 _LOT_MIN: Final = 1e-9
+_LISTED_MAX: Final = 255
+"""A list has no more places (§5.15.2)."""
 
 
 def offer(
@@ -134,12 +138,7 @@ def adopt_locators(
         bound = parameters is not None and hba.prefixes(parameters)
         context.peer_parameters = sent.octets if bound else b""
     if listed is not None:
-        context.peer_locators = _merged(context, listed, Evidence(data, parameters))
-        context.peer_order = None
-        if _listed(context) != listed.locators:
-            context.peer_order = listed.locators
-        context.last_in_pair = context.inbound_key
-        context.peer_generation = listed.generation
+        _take_list(context, listed, Evidence(data, parameters))
     if preferences is not None:
         by_address: dict[Address, Preference] = {}
         for octets, preference in zip(_listed(context), preferences.preferences, strict=True):
@@ -151,6 +150,46 @@ def adopt_locators(
     context.keepalive_timeout_s = (
         float(max(1, timeout.seconds)) if timeout is not None else context.keepalive_timeout_s
     )
+
+
+def adopt_delta(core: Core, context: Context, delta: LocatorDelta) -> None:
+    """Take in how the peer's list changed (decision 11).
+
+    What is added is known and not used until it is proved, as in a list; to remove one takes
+    no more than the context's tag and a known source, for it harms only its owner. Raises
+    PeerViolation, and changes nothing, when it is about another list than ours, or a method
+    is none that we have.
+    """
+    if delta.generation == context.peer_generation:
+        return
+    if delta.base_generation != context.peer_generation:
+        raise PeerViolation(Reason.DELTA_BASE, "a difference to another list")
+    added: dict[Address, tuple[int, Preference]] = {}
+    for method, preference, octets in delta.added:
+        added.setdefault(octets, (method, preference))
+    kept = [octets for octets in dict.fromkeys(_listed(context)) if octets not in delta.removed]
+    places = dict.fromkeys((*kept, *added))
+    methods = tuple(added[octets][0] if octets in added else METHOD_DNS for octets in places)
+    listed = LocatorList(delta.generation, methods[:_LISTED_MAX], tuple(places)[:_LISTED_MAX])
+    ulid = context.outbound_key[16:]
+    parameters = peer_parameters((), ulid, context.peer_parameters)
+    check_locators((listed,), ulid, parameters)
+    broken = [locator.address for locator in context.peer_locators if locator.broken]
+    _take_list(context, listed, Evidence(None, parameters))
+    for locator in context.peer_locators:
+        if locator.address in added:
+            _prefer(core, locator, added[locator.address][1])
+        elif locator.address in broken:
+            locator.broken = True
+
+
+def _take_list(context: Context, listed: LocatorList, evidence: Evidence) -> None:
+    context.peer_locators = _merged(context, listed, evidence)
+    context.peer_order = None
+    if _listed(context) != listed.locators:
+        context.peer_order = listed.locators
+    context.last_in_pair = context.inbound_key
+    context.peer_generation = listed.generation
 
 
 def peer_parameters(

@@ -5,36 +5,52 @@ from __future__ import annotations
 from typing import Final
 
 from m6proxy.errors import PeerViolation
-from m6proxy.names import LocatorPair
+from m6proxy.names import TAG_MASK, LocatorPair
 from m6proxy.reasons import Reason
 from m6proxy.shim import reap
 from m6proxy.shim.context import Context, HeldAck, PendingUpdate
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof, What
-from m6proxy.shim.peerset import adopt_demux, adopt_locators, offer
+from m6proxy.shim.features import Feature
+from m6proxy.shim.peerset import adopt_delta, adopt_demux, adopt_locators, offer
 from m6proxy.shim.timers import (
     MAX_UPDATE_TIMEOUT_S,
     PENDING_PROOF_S,
     UPDATE_TIMEOUT_S,
     backoff_s,
 )
-from m6proxy.wire.message import MAX_MESSAGE_OCTETS, UpdateAck, UpdateRequest, find
-from m6proxy.wire.options import SenderName
+from m6proxy.wire.ipv6 import HEADER_OCTETS
+from m6proxy.wire.message import (
+    MAX_MESSAGE_OCTETS,
+    ErrorCode,
+    ErrorMessage,
+    UpdateAck,
+    UpdateRequest,
+    find,
+)
+from m6proxy.wire.options import LocatorDelta, LocatorList, Option, SenderName, encode_options
 
 _FIXED_OCTETS: Final = 16
 """An Update Request without options (§5.10)."""
 
 
 def announce(core: Core, context: Context, due_s: float, now: float) -> None:
-    """§10.1, §10.3: send our whole set; whatever was not acknowledged is abandoned for it.
+    """§10.1, §10.3: tell our set; whatever was not acknowledged is abandoned for it.
 
-    It goes out at ``due_s``, so that many contexts can be told one after the other.
+    A peer that understands differences and has an earlier set gets the difference, every
+    other the whole set. It goes out at ``due_s``, so that many contexts can be told one after
+    the other.
     """
     room_octets = MAX_MESSAGE_OCTETS - _FIXED_OCTETS
-    current = _signal_route(context).local
-    options, _ = offer(core, context, room_octets, current, name=False)
+    base, whole = context.told_set, True
+    options: tuple[Option, ...] = ()
+    if base is not None and context.peer_features & Feature.DELTA:
+        options = (context.local_set.since(base),)
+    if not options or len(encode_options(options)) > room_octets:
+        current = _signal_route(context).local
+        options, whole = offer(core, context, room_octets, current, name=False)
     request = UpdateRequest(context.peer_tag, core.entropy.nonce(), options)
-    context.update = PendingUpdate(request)
+    context.update = PendingUpdate(request, context.local_set if whole else None)
     if due_s <= now:
         _send(core, context, now)
     else:
@@ -52,6 +68,9 @@ def handle_request(
     held = context.held_ack
     if held is not None and held.request_nonce == message.request_nonce:
         return
+    delta = find(message.options, LocatorDelta)
+    if delta is not None and find(message.options, LocatorList) is None:
+        adopt_delta(core, context, delta)
     adopt_locators(core, context, message.options, None)
     adopt_demux(core, context, message.options)
     context.peer_updated = True
@@ -87,7 +106,30 @@ def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> 
     update = context.update
     if update is None or update.request.request_nonce != message.request_nonce:
         raise PeerViolation(Reason.WRONG_NONCE, "an acknowledgement of nothing outstanding")
+    context.told_set = update.told
     context.update = None
+
+
+def handle_error(core: Core, message: ErrorMessage, route: LocatorPair, now: float) -> bool:
+    """The peer has another list than our difference starts from: tell it the whole one.
+
+    Returns whether the error was about an outstanding difference of ours. Who cannot quote its
+    tag and its nonce changes nothing.
+    """
+    quoted = message.packet[HEADER_OCTETS:]
+    if message.code != ErrorCode.GENERATION_OUT_OF_SYNC or len(quoted) < _FIXED_OCTETS:
+        return False
+    tag, nonce = int.from_bytes(quoted[6:12]) & TAG_MASK, int.from_bytes(quoted[12:16])
+    context = core.contexts.by_sent(tag, route)
+    if context is None or not context.carries or context.update is None:
+        return False
+    request = context.update.request
+    if request.request_nonce != nonce or find(request.options, LocatorDelta) is None:
+        return False
+    core.report(What.UPDATED, context.pair, "the peer has another list: it is told all of ours")
+    context.told_set = None
+    announce(core, context, now, now)
+    return True
 
 
 def expire(core: Core, context: Context, now: float) -> None:

@@ -103,6 +103,7 @@ _ON_R2 = frozenset(
     )
 )
 _ON_I2 = _ON_I1 | _ON_R1 | _ON_R2
+_ON_UPDATE = _ON_R2 | {opt.NUMBER_LOCATOR_DELTA}
 _ON_CAPABILITY = frozenset((opt.NUMBER_FEATURES,))
 _ON_OTHERS: frozenset[int] = frozenset()
 
@@ -261,7 +262,7 @@ def _parse_capability_reply(octets: bytes) -> CapabilityReply:
 
 def _parse_update_request(octets: bytes) -> UpdateRequest:
     high, low, nonce = _TAG_NONCE.unpack_from(octets)
-    return UpdateRequest(_tag(high, low), nonce, _options(octets, 16, _ON_R2))
+    return UpdateRequest(_tag(high, low), nonce, _options(octets, 16, _ON_UPDATE))
 
 
 def _parse_update_ack(octets: bytes) -> UpdateAck:

@@ -42,6 +42,8 @@ NUMBER_SENDER_NAME = 0x4001
 """Ours, from the experimental range of option types (RFC 5533 §17)."""
 NUMBER_FEATURES = 0x4002
 """Ours, from the same range."""
+NUMBER_LOCATOR_DELTA = 0x4003
+"""Ours, from the same range."""
 NUMBER_DEMUX = 0x4005
 """Ours, from the same range."""
 
@@ -61,6 +63,8 @@ _GENERATION_COUNT = struct.Struct("!IB")
 _ULID_PAIR = struct.Struct("!4x16s16s")
 _U32 = struct.Struct("!I")
 _SECONDS = struct.Struct("!2xH")
+_DELTA = struct.Struct("!IIBB2x")
+_ADDED = struct.Struct("!BBBB16s")
 _LOCATOR = struct.Struct("16s")
 
 
@@ -242,6 +246,33 @@ class Demux:
 
 
 @dataclass(frozen=True, slots=True)
+class LocatorDelta:
+    """How a locator list differs from an earlier one: ours, never critical (docs/wire.md)."""
+
+    base_generation: int
+    """32 bits: that of the list that it changes."""
+    generation: int
+    """32 bits: that of the list that it makes."""
+    added: tuple[tuple[int, Preference, Address], ...]
+    """At most 255 locators that are new or have another preference, with their methods (0 to
+    255). The preferences have no octets after the weight."""
+    removed: tuple[Address, ...]
+    """At most 255, taken away before the others are added."""
+
+    def __post_init__(self) -> None:
+        _check_u32(self.base_generation)
+        _check_u32(self.generation)
+        if len(self.added) > _MAX_U8 or len(self.removed) > _MAX_U8:
+            raise ValueError("at most 255 locators each are added and removed")
+        for method, preference, locator in self.added:
+            _check_address(locator)
+            if not 0 <= method <= _MAX_U8 or preference.rest:
+                raise ValueError("a method of 8 bits, and preferences of three octets")
+        for locator in self.removed:
+            _check_address(locator)
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownOption:
     """An option that nobody here understands, or one out of place whose contents do not parse."""
 
@@ -268,6 +299,7 @@ Option: TypeAlias = (
     | KeepaliveTimeout
     | SenderName
     | Features
+    | LocatorDelta
     | Demux
     | UnknownOption
 )
@@ -436,6 +468,25 @@ def _parse_demux(contents: bytes) -> Demux:
     return Demux(contents[0], int.from_bytes(contents) & _MAX_FLOW_LABEL)
 
 
+def _parse_locator_delta(contents: bytes) -> LocatorDelta:
+    if len(contents) < _DELTA.size:
+        raise _BadContents("shorter than its fixed fields")
+    base_generation, generation, added_count, removed_count = _DELTA.unpack_from(contents)
+    removed_at = _DELTA.size + _ADDED.size * added_count
+    if len(contents) != removed_at + ADDRESS_OCTETS * removed_count:
+        raise _BadContents(f"{len(contents)} octets do not hold its locators")
+    added = tuple(
+        [
+            (method, Preference(flags, priority, weight), locator)
+            for method, flags, priority, weight, locator in _ADDED.iter_unpack(
+                contents[_DELTA.size : removed_at]
+            )
+        ]
+    )
+    removed = tuple([locator for (locator,) in _LOCATOR.iter_unpack(contents[removed_at:])])
+    return LocatorDelta(base_generation, generation, added, removed)
+
+
 _PARSERS: dict[int, Callable[[bytes], Option]] = {
     NUMBER_RESPONDER_VALIDATOR: ResponderValidator,
     NUMBER_LOCATOR_LIST: _parse_locator_list,
@@ -447,6 +498,7 @@ _PARSERS: dict[int, Callable[[bytes], Option]] = {
     NUMBER_KEEPALIVE_TIMEOUT: _parse_keepalive_timeout,
     NUMBER_SENDER_NAME: _parse_sender_name,
     NUMBER_FEATURES: _parse_features,
+    NUMBER_LOCATOR_DELTA: _parse_locator_delta,
     NUMBER_DEMUX: _parse_demux,
 }
 _KNOWN = frozenset(_PARSERS)
@@ -490,6 +542,18 @@ def _encode_option(option: Option) -> bytes:
             contents = b"".join([bytes((len(label),)) + label for label in labels]) + b"\0"
         case Features(bits):
             number, contents = NUMBER_FEATURES, _U32.pack(bits)
+        case LocatorDelta(base_generation, generation, added, removed):
+            number = NUMBER_LOCATOR_DELTA
+            contents = b"".join(
+                (
+                    _DELTA.pack(base_generation, generation, len(added), len(removed)),
+                    *(
+                        _ADDED.pack(method, p.flags, p.priority, p.weight, locator)
+                        for method, p, locator in added
+                    ),
+                    *removed,
+                )
+            )
         case Demux(mode, label):
             number, contents = NUMBER_DEMUX, _U32.pack(mode << 24 | label)
         case UnknownOption(number, critical, contents):

@@ -202,7 +202,9 @@ def r1bis(pair: Pair) -> object:
 
 def ack(pair: Pair) -> object:
     if state_of(pair) in CARRIES:
-        pair.alpha.context.update = PendingUpdate(UpdateRequest(pair.alpha.context.peer_tag, 8))
+        pair.alpha.context.update = PendingUpdate(
+            UpdateRequest(pair.alpha.context.peer_tag, 8), None
+        )
     return send(pair, UpdateAck(ours(pair)[0], 8))
 
 

@@ -31,6 +31,7 @@ from m6proxy.wire.options import (
     Features,
     ForkedInstance,
     KeepaliveTimeout,
+    LocatorDelta,
     LocatorList,
     LocatorPreferences,
     Option,
@@ -84,6 +85,15 @@ options: st.SearchStrategy[Option] = st.one_of(
     st.builds(KeepaliveTimeout, u16),
     st.builds(SenderName, names),
     st.builds(Features, u32),
+    st.builds(
+        LocatorDelta,
+        u32,
+        u32,
+        st.lists(st.tuples(u8, st.builds(Preference, u8, u8, u8), addresses), max_size=5).map(
+            tuple
+        ),
+        st.lists(addresses, max_size=5).map(tuple),
+    ),
     st.builds(Demux, st.integers(0, 255), st.integers(0, 0xFFFFF)),
     st.builds(UnknownOption, st.integers(100, 0x3FFF), st.just(False), st.binary(max_size=20)),
 )

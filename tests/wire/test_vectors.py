@@ -39,6 +39,7 @@ from m6proxy.wire.options import (
     Features,
     ForkedInstance,
     KeepaliveTimeout,
+    LocatorDelta,
     LocatorList,
     LocatorPreferences,
     Option,
@@ -163,6 +164,9 @@ OPTION_VALUES: dict[str, Option] = {
     "sender name": SenderName("_x1.a-b-c0"),
     "unknown": UnknownOption(499, False, b"\xbe\xef"),
     "features": Features(0x80000021),
+    "locator delta": LocatorDelta(
+        1, 0xFFFFFFFE, ((METHOD_DNS, Preference(BROKEN, 2, 3), A1),), (B1,)
+    ),
     "demux by flow label": Demux(1, 0xABCDE),
 }
 
