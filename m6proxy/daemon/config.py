@@ -20,6 +20,7 @@ from m6proxy.names import Address, Prefix, address, address_text
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.locators import UPLINKS_MAX
 from m6proxy.shim.policy import DETECTION, Detection, EstablishPolicy, FailbackMode, Selector
+from m6proxy.shim.routability import ReturnRoutability
 from m6proxy.steering.settings import SteeringSettings, UplinkSettings
 
 RUN_DIRECTORY = Path("/run/m6proxy")
@@ -71,6 +72,8 @@ class Config:
     """How re-homed packets may find their context; the first is the one asked of peers."""
     hold_first_packet_s: float = 0.0
     """How long a packet whose addresses do not work may wait for a context; 0: not at all."""
+    return_routability: ReturnRoutability = ReturnRoutability.FIRST_USE
+    """When a peer's locator is tested before it gets payload."""
     send_timeout_s: float = 15.0
     """RFC 5534 Send Timeout: how long an answer may be due before exploration starts."""
     idle_s: float = 300.0
@@ -168,6 +171,7 @@ def _freeze(file: ConfigFile) -> Config:
         capable=tuple(_capable(file)),
         demux=tuple(DemuxMode[name.upper()] for name in policy.demux),
         hold_first_packet_s=policy.hold_first_packet_s,
+        return_routability=ReturnRoutability(policy.return_routability),
         send_timeout_s=policy.send_timeout_s,
         idle_s=policy.idle_s,
         failback=FailbackMode(policy.failback),

@@ -245,6 +245,11 @@ class PolicySection(Section):
     hold_first_packet_s: float = Field(
         default=0.0, ge=0, le=10, description="seconds from 0 to 10", examples=["2"]
     )
+    return_routability: Literal["always", "first_use", "changed_source", "never"] = Field(
+        default="first_use",
+        description="one of `always`, `first_use`, `changed_source` and `never`",
+        examples=["first_use"],
+    )
     send_timeout_s: float = Field(
         default=15.0, ge=1, le=100, description="seconds from 1 to 100", examples=["15"]
     )

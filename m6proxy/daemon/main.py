@@ -176,6 +176,7 @@ def shim_settings(config: Config) -> ShimSettings:
         capable=config.capable,
         demux=config.demux,
         hold_first_packet_s=config.hold_first_packet_s,
+        return_routability=config.return_routability,
         send_timeout_s=config.send_timeout_s,
         idle_s=config.idle_s,
         failback=config.failback,

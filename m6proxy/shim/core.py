@@ -11,6 +11,7 @@ from typing import Final
 
 from m6proxy.discovery.remembered import RememberedPeers
 from m6proxy.names import Address, LocatorPair, Prefix, UlidPair
+from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
 from m6proxy.shim.context import Context
 from m6proxy.shim.demux import DemuxMode
@@ -23,6 +24,7 @@ from m6proxy.shim.locators import LocalSets, Uplink
 from m6proxy.shim.policy import DETECTION, Accounts, Detection, EstablishPolicy, FailbackMode
 from m6proxy.shim.ratelimit import RateLimit
 from m6proxy.shim.responder import Responder
+from m6proxy.shim.routability import ReturnRoutability
 from m6proxy.shim.table import ContextTable
 from m6proxy.shim.timers import MIN_IDLE_S, SEND_TIMEOUT_S, TimerHeap
 from m6proxy.wire.ipv6 import MIN_MTU, NEXT_SHIM, build_packet
@@ -47,6 +49,9 @@ class ShimSettings:
     """Where the operator says that peers have one."""
     hold_first_packet_s: float = 0.0
     """How long a packet may wait for a context while its addresses do not work; 0: not at all."""
+    return_routability: ReturnRoutability = ReturnRoutability.FIRST_USE
+    exempt_proofs: frozenset[Proof] = frozenset()
+    """Proofs that stand for the test of a locator as well."""
     send_timeout_s: float = SEND_TIMEOUT_S
     idle_s: float = MIN_IDLE_S
     max_contexts: int = 200_000

@@ -12,7 +12,7 @@ where §6.8 would declare the path operational.
 from __future__ import annotations
 
 from m6proxy.errors import PeerViolation
-from m6proxy.names import LocatorPair
+from m6proxy.names import Address, LocatorPair
 from m6proxy.reasons import Reason
 from m6proxy.shim import failback
 from m6proxy.shim.context import NO_LOCATORS, Context
@@ -22,6 +22,7 @@ from m6proxy.shim.exploration import RECORDS_MAX, Exploration, best, candidates
 from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.lifecycle import refresh_path, use_route
 from m6proxy.shim.outward import send_held
+from m6proxy.shim.routability import may_send
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S, REPROOF_S
 from m6proxy.shim.transitions import REAP, Act, ReapEvent, ReapState
 from m6proxy.wire.message import Keepalive, Probe, ProbeRecord, ProbeState
@@ -124,6 +125,24 @@ def suspect(core: Core, context: Context, due_s: float) -> None:
     exploration.restart(_pairs(core, context, due_s), due_s)
     exploration.due_s = due_s
     core.rearm(context)
+
+
+def leave_broken(core: Core, context: Context, source: Address, now: float) -> None:
+    """The peer says, from ``source``, that its locator in use is broken (mobike-design §2.1).
+
+    Where policy lets payload go there untested, it goes at once; the path is tested either way.
+    """
+    settings = core.settings
+    allowed = {
+        locator.address
+        for locator in context.peer_locators
+        if not locator.broken
+        and may_send(settings.return_routability, locator, source, settings.exempt_proofs)
+    }
+    pair = next((pair for pair in _pairs(core, context, now) if pair.peer in allowed), None)
+    if pair is not None:
+        _move(core, context, pair, now)
+    suspect(core, context, now)
 
 
 def expire(core: Core, context: Context, now: float) -> None:
@@ -256,14 +275,18 @@ def _choose(core: Core, context: Context, confirmed: tuple[LocatorPair, ...], no
         return
     pair = best(confirmed, context.local_set, context.peer_locators)
     if pair is not None:
-        left = context.locators
-        context.suspects |= {old for old, new in zip(left, pair, strict=True) if old != new}
-        uplink = context.local_set.uplink_of(left.local)
-        if uplink is not None and left.local != pair.local:
-            core.history.note_left(uplink.name, now)
-        use_route(core, context, pair, now)
-        failback.begin(core, context, now)
-        send_held(core, context, now)
+        _move(core, context, pair, now)
+
+
+def _move(core: Core, context: Context, pair: LocatorPair, now: float) -> None:
+    left = context.locators
+    context.suspects |= {old for old, new in zip(left, pair, strict=True) if old != new}
+    uplink = context.local_set.uplink_of(left.local)
+    if uplink is not None and left.local != pair.local:
+        core.history.note_left(uplink.name, now)
+    use_route(core, context, pair, now)
+    failback.begin(core, context, now)
+    send_held(core, context, now)
 
 
 def _doubt_label(core: Core, context: Context) -> None:

@@ -90,7 +90,7 @@ def handle_request(
         core.send(UpdateAck(context.peer_tag, message.request_nonce), route)
     current = context.peer_locator(context.route[16:])
     if current is not None and current.broken:
-        reap.suspect(core, context, now)
+        reap.leave_broken(core, context, route.peer, now)
 
 
 def acknowledge(core: Core, context: Context) -> None:

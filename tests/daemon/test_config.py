@@ -308,6 +308,12 @@ def test_a_gateway_may_be_link_local() -> None:
         ),
         (
             "send_timeout_s: 3",
+            "return_routability: sometimes",
+            "f.yaml:7: policy.return_routability: 'sometimes' is not one of `always`, "
+            "`first_use`, `changed_source` and `never`; write for example `first_use`",
+        ),
+        (
+            "send_timeout_s: 3",
             "send_timeout_s: 101",
             "f.yaml:7: policy.send_timeout_s: 101 is not seconds from 1 to 100; "
             "write for example `15`",

@@ -9,7 +9,9 @@ import pytest
 from m6proxy.daemon.config import parse_config
 from m6proxy.daemon.main import own_address, shim_settings
 from m6proxy.names import address
+from m6proxy.shim.core import ShimSettings
 from m6proxy.shim.policy import DETECTION, FailbackMode
+from m6proxy.shim.routability import ReturnRoutability
 from tests.daemon.test_config import CONTRACT
 
 IF_INET6 = """\
@@ -60,3 +62,11 @@ def test_a_lan_without_a_global_address_lends_an_uplinks() -> None:
     both = settings + "20010db800f200000000000000000002 06 40 00 80     wan2\n"
     assert own_address(("lan0", "wan1", "wan2"), both) == address("2001:db8:f1::2")
     assert own_address(("lan0", "wan2", "wan1"), both) == address("2001:db8:f2::2")
+
+
+def test_the_engine_is_told_when_to_test_a_locator() -> None:
+    assert ShimSettings(uplinks=()).return_routability is ReturnRoutability.FIRST_USE
+    for policy in ReturnRoutability:
+        key = f"send_timeout_s: 3, return_routability: {policy.value}"
+        settings = shim_settings(parse_config(CONTRACT.replace("send_timeout_s: 3", key), "f"))
+        assert settings.return_routability is policy
