@@ -19,7 +19,14 @@ from m6proxy.errors import SetupError
 from m6proxy.names import Address, Prefix, address, address_text
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.locators import UPLINKS_MAX
-from m6proxy.shim.policy import DETECTION, Detection, EstablishPolicy, FailbackMode, Selector
+from m6proxy.shim.policy import (
+    DETECTION,
+    Detection,
+    EstablishPolicy,
+    FailbackMode,
+    ForkRule,
+    Selector,
+)
 from m6proxy.shim.routability import ReturnRoutability
 from m6proxy.steering.settings import SteeringSettings, UplinkSettings
 
@@ -70,6 +77,8 @@ class Config:
     """Peers that have one by word of the operator; a name's addresses are /128."""
     demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,)
     """How re-homed packets may find their context; the first is the one asked of peers."""
+    forks: tuple[ForkRule, ...] = ()
+    """Which traffic goes by forks of its pair's context."""
     hold_first_packet_s: float = 0.0
     """How long a packet whose addresses do not work may wait for a context; 0: not at all."""
     return_routability: ReturnRoutability = ReturnRoutability.FIRST_USE
@@ -170,6 +179,10 @@ def _freeze(file: ConfigFile) -> Config:
         detection=tuple(Detection(method) for method in policy.detection),
         capable=tuple(_capable(file)),
         demux=tuple(DemuxMode[name.upper()] for name in policy.demux),
+        forks=tuple(
+            ForkRule(tuple(Selector.parse(text) for text in fork.match), fork.uplink)
+            for fork in policy.forks
+        ),
         hold_first_packet_s=policy.hold_first_packet_s,
         return_routability=ReturnRoutability(policy.return_routability),
         send_timeout_s=policy.send_timeout_s,
@@ -211,6 +224,7 @@ def _check_between_keys(document: Document) -> None:
     prefixes = _check_prefixes(document)
     _check_hosts(document, prefixes)
     _check_detection(document)
+    _check_forks(document)
     outbound = _at(document.value, "queues", "outbound")
     inbound = _at(document.value, "queues", "inbound")
     if (140 if outbound is None else outbound) == (141 if inbound is None else inbound):
@@ -328,6 +342,18 @@ def _check_detection(document: Document) -> None:
             document.add(
                 ("policy", "capable", place),
                 f"{text!r} has no address in `peers`; add it there, or write a prefix",
+            )
+
+
+def _check_forks(document: Document) -> None:
+    known = [name for name, _ in _uplinks(document)]
+    forks = _at(document.value, "policy", "forks")
+    for place, fork in enumerate(forks if isinstance(forks, list) else ()):
+        uplink = _at(fork, "uplink")
+        if isinstance(uplink, str) and uplink not in known:
+            document.add(
+                ("policy", "forks", place, "uplink"),
+                f"{uplink!r} is no uplink; the uplinks here are {', '.join(known)}",
             )
 
 

@@ -216,6 +216,15 @@ class EstablishSection(Section):
     )
 
 
+class ForkSection(Section):
+    """One of ``policy.forks``: which traffic goes by a fork, and over which uplink."""
+
+    match: list[SelectorText] = Field(
+        min_length=1, description="a list of at least one selector", examples=["[tcp/873]"]
+    )
+    uplink: UplinkName = Field(examples=["isp2"])
+
+
 class PolicySection(Section):
     """``policy``: what the engine may do, and its patience."""
 
@@ -241,6 +250,11 @@ class PolicySection(Section):
         min_length=1,
         description="a list of `exthdr` and `flowlabel`",
         examples=["[flowlabel, exthdr]"],
+    )
+    forks: list[ForkSection] = Field(
+        default_factory=list,
+        description="a list of mappings with `match` and `uplink`",
+        examples=["[{match: [tcp/873], uplink: isp2}]"],
     )
     hold_first_packet_s: float = Field(
         default=0.0, ge=0, le=10, description="seconds from 0 to 10", examples=["2"]

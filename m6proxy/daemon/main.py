@@ -175,6 +175,7 @@ def shim_settings(config: Config) -> ShimSettings:
         detection=config.detection,
         capable=config.capable,
         demux=config.demux,
+        forks=config.forks,
         hold_first_packet_s=config.hold_first_packet_s,
         return_routability=config.return_routability,
         send_timeout_s=config.send_timeout_s,

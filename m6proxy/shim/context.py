@@ -11,6 +11,7 @@ from m6proxy.proof.judge import Proof
 from m6proxy.shim.exploration import Exploration
 from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.locators import LocalSet, PeerLocator
+from m6proxy.shim.policy import ForkRule
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S
 from m6proxy.shim.transitions import CARRIES, CONTEXT, Input, ReapState, State
 from m6proxy.wire.message import UpdateRequest
@@ -93,6 +94,7 @@ class Context:
         "exploration",
         "failback",
         "fii",
+        "forks",
         "handshake",
         "held",
         "held_ack",
@@ -147,6 +149,8 @@ class Context:
         """Local ULID and peer ULID, 32 octets: the addresses of a packet that the host sends."""
         self.inbound_key = key[16:] + key[:16]
         self.fii = fii
+        self.forks: tuple[tuple[ForkRule, Context], ...] = ()
+        """Only without a fork identifier: the pair's forks that we asked for."""
         self.state = State.IDLE
         self.local_tag = local_tag
         self.peer_tag: Tag = 0

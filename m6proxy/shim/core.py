@@ -21,7 +21,14 @@ from m6proxy.shim.firstpackets import FirstPackets
 from m6proxy.shim.history import UplinkHistory
 from m6proxy.shim.inquiries import Inquiries
 from m6proxy.shim.locators import LocalSets, Uplink
-from m6proxy.shim.policy import DETECTION, Accounts, Detection, EstablishPolicy, FailbackMode
+from m6proxy.shim.policy import (
+    DETECTION,
+    Accounts,
+    Detection,
+    EstablishPolicy,
+    FailbackMode,
+    ForkRule,
+)
 from m6proxy.shim.ratelimit import RateLimit
 from m6proxy.shim.responder import Responder
 from m6proxy.shim.routability import ReturnRoutability
@@ -47,6 +54,8 @@ class ShimSettings:
     """How to find out whether a peer has a shim, in this order."""
     capable: tuple[Prefix, ...] = ()
     """Where the operator says that peers have one."""
+    forks: tuple[ForkRule, ...] = ()
+    """Which traffic goes by forks, the first rule that takes a packet first."""
     hold_first_packet_s: float = 0.0
     """How long a packet may wait for a context while its addresses do not work; 0: not at all."""
     return_routability: ReturnRoutability = ReturnRoutability.FIRST_USE

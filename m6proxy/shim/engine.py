@@ -26,6 +26,7 @@ from m6proxy.shim import (
     control,
     detect,
     establish,
+    forks,
     forward,
     hints,
     icmp,
@@ -65,6 +66,7 @@ class Engine:
         self._core = Core(settings, entropy)
         self._pending = PendingProofs()
         self._by_outbound = self._core.contexts.by_outbound
+        self._by_forked = self._core.contexts.by_forked
         self._by_inbound = self._core.contexts.by_inbound
         self._by_tag = self._core.contexts.by_tag
         self._by_label = self._core.contexts.by_label
@@ -77,7 +79,9 @@ class Engine:
         """Decide about a packet from the LAN; its source is in the site's prefixes."""
         context = self._by_outbound.get(packet[8:40])
         if context is None:
-            return self._outbound_miss(packet, now)
+            context = self._sorted(packet, now) if self._by_forked else None
+            if context is None:
+                return self._outbound_miss(packet, now)
         context.packets_out += 1
         context.octets_out += len(packet)
         context.last_traffic_s = now
@@ -145,6 +149,8 @@ class Engine:
                 if context.state is not State.IDLE:
                     core.rearm(context)
                 continue
+            if context.fii:
+                forks.keep_with_pair(core, context)
             if now >= context.last_traffic_s + core.settings.idle_s:
                 lifecycle.remove(core, context, Input.IDLE_TIMEOUT, now)
                 continue
@@ -252,6 +258,13 @@ class Engine:
         return self._core.restored
 
     # --- the less usual packet ------------------------------------------------------------
+
+    def _sorted(self, packet: bytes, now: float) -> Context | None:
+        main = self._by_forked.get(packet[8:40])
+        if main is None:
+            return None
+        main.last_traffic_s = now
+        return forks.sort(main, packet)
 
     def _outbound_miss(self, packet: bytes, now: float) -> Verdict:
         if len(packet) < HEADER_OCTETS:

@@ -21,10 +21,11 @@ from m6proxy.errors import PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, UlidPair, is_multicast
 from m6proxy.proof.judge import Evidence, Proof, prove_listed, prove_ulid
 from m6proxy.reasons import Reason
-from m6proxy.shim import failback, lifecycle, startup, update
+from m6proxy.shim import failback, forks, lifecycle, startup, update
 from m6proxy.shim.context import Context, Handshake
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
+from m6proxy.shim.locators import PeerLocator
 from m6proxy.shim.peerset import adopt_peer, check_locators, offer, peer_parameters
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.timers import (
@@ -80,6 +81,27 @@ def initiate(
     core.contexts.bind_nonce(context, context.handshake.initiator_nonce)
     lifecycle.enter(core, context, State.I1_SENT, Input.INITIATE, now)
     _send_current(core, context, now)
+
+
+def begin_forks(core: Core, main: Context, now: float) -> None:
+    """§7.7: set up the forks that policy wants of a pair and that are not there."""
+    for rule, route in tuple(forks.missing(core, main)):
+        try:
+            fork = lifecycle.create(core, main.outbound_key, forks.new_fii(core, main), now)
+        except PeerViolation as violation:
+            core.drop(violation.reason)
+            return
+        fork.local_name = main.local_name
+        fork.peer_locators = tuple(
+            PeerLocator(known.address, known.proof, tested=known.tested)
+            for known in main.peer_locators
+        )
+        fork.handshake = Handshake(core.entropy.nonce(), route)
+        core.contexts.bind_nonce(fork, fork.handshake.initiator_nonce)
+        main.forks = (*main.forks, (rule, fork))
+        core.contexts.open(main)
+        lifecycle.enter(core, fork, State.I1_SENT, Input.INITIATE, now)
+        _send_current(core, fork, now)
 
 
 def handle_i1(core: Core, message: I1, route: LocatorPair, now: float) -> None:
@@ -185,6 +207,7 @@ def complete(
         lifecycle.refresh_path(core, context)
     _send_r2(core, context, message.initiator_nonce, route, now)
     core.rearm(context)
+    begin_forks(core, context, now)
 
 
 def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
@@ -211,6 +234,7 @@ def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
     if handshake.shortened:
         update.announce(core, context, now, now)
     core.rearm(context)
+    begin_forks(core, context, now)
 
 
 def respond_r1bis(core: Core, tag: Tag, route: LocatorPair, now: float) -> None:
@@ -254,6 +278,9 @@ def expire(core: Core, context: Context, now: float) -> None:
     handshake = context.handshake
     if context.holddown_due_s and now >= context.holddown_due_s:
         lifecycle.remove(core, context, Input.HOLDDOWN_OVER, now)
+        main = core.contexts.by_pair(context.outbound_key)
+        if main is not None:
+            begin_forks(core, main, now)
         return
     if handshake is None or not handshake.timeout_due_s or now < handshake.timeout_due_s:
         return
@@ -279,7 +306,9 @@ def _fail(core: Core, context: Context, handshake: Handshake, now: float) -> Non
     """§7.8: nobody answers. Who has a record is refused for this identifier only."""
     recorded = handshake.data is not None and handshake.data.capability is not None
     ulid = context.outbound_key[16:] if recorded or handshake.validator else b""
-    for peer in {tried.peer for tried in (*handshake.routes, handshake.route)}:
+    for peer in (
+        () if context.fii else {tried.peer for tried in (*handshake.routes, handshake.route)}
+    ):
         core.peers.refuse(peer, now + NO_R1_HOLDDOWN_S, ulid)
     lifecycle.refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
 

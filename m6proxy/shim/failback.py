@@ -66,8 +66,11 @@ class Failback:
 
 
 def begin(core: Core, context: Context, now: float) -> None:
-    """A context had to take another pair: see from now on whether it can go back."""
-    if core.settings.failback is not FailbackMode.HARD:
+    """A context had to take another pair: see from now on whether it can go back.
+
+    A fork is where policy put it, whatever the preferences say.
+    """
+    if core.settings.failback is not FailbackMode.HARD or context.fii:
         return
     if context.failback is None:
         context.failback = Failback(core.settings.failback_hold_s)

@@ -104,11 +104,24 @@ def refuse(core: Core, context: Context, cause: Input, holddown_s: float, now: f
 def remove(core: Core, context: Context, cause: Input, now: float) -> None:
     """End a context by our own decision (RFC 5533 §9); the peer is not told."""
     was_carrying = context.carries
+    for _, fork in context.forks:
+        if fork.carries:
+            remove(core, fork, cause, now)
+    _leave_pair(core, context)
     enter(core, context, State.IDLE, cause, now)
     core.contexts.remove(context)
     core.timers.cancel(context)
     if was_carrying:
         core.report(What.REMOVED, context.pair, cause.value)
+
+
+def _leave_pair(core: Core, context: Context) -> None:
+    """The pair of a fork does without it from now on."""
+    main = core.contexts.by_pair(context.outbound_key) if context.fii else None
+    if main is not None and main.forks:
+        main.forks = tuple(one for one in main.forks if one[1] is not context)
+        if main.carries:
+            core.contexts.open(main)
 
 
 def _leave_flow(core: Core, context: Context) -> None:

@@ -100,6 +100,21 @@ class EstablishPolicy:
     never: tuple[Selector, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ForkRule:
+    """Traffic that goes by a fork of its pair's context, over one uplink."""
+
+    match: tuple[Selector, ...]
+    uplink: str
+
+    def takes(self, packet: bytes) -> bool:
+        """Tell whether an outbound packet matches one of the selectors."""
+        if _matches_prefix(self.match, packet[24:40]):
+            return True
+        upper = upper_layer(packet)
+        return upper is not None and _matches_flow(self.match, upper[0], _ports(packet, *upper))
+
+
 class _Account:
     """What one pair without a context has sent and received."""
 
@@ -202,12 +217,7 @@ class Accounts:
         if upper is None:
             return None
         protocol, offset = upper
-        ports: tuple[int, ...] = ()
-        if protocol in _WITH_PORTS and len(packet) >= offset + 4:
-            ports = (
-                int.from_bytes(packet[offset : offset + 2]),
-                int.from_bytes(packet[offset + 2 : offset + 4]),
-            )
+        ports = _ports(packet, protocol, offset)
         if _matches_flow(self._policy.never, protocol, ports):
             return False
         return True if _matches_flow(self._policy.always, protocol, ports) else None
@@ -226,6 +236,13 @@ def _note_syn(account: _Account, packet: bytes, now: float) -> None:
         return
     account.syn_s = account.syn_s or now
     account.silent = now - account.syn_s >= SILENT_START_S
+
+
+def _ports(packet: bytes, protocol: int, offset: int) -> tuple[int, ...]:
+    if protocol not in _WITH_PORTS or len(packet) < offset + 4:
+        return ()
+    both = packet[offset : offset + 4]
+    return int.from_bytes(both[:2]), int.from_bytes(both[2:])
 
 
 def _matches_prefix(selectors: tuple[Selector, ...], peer: Address) -> bool:

@@ -21,6 +21,7 @@ class ContextTable:
         "_by_nonce",
         "_by_pair",
         "_by_peer_tag",
+        "by_forked",
         "by_inbound",
         "by_label",
         "by_outbound",
@@ -32,6 +33,8 @@ class ContextTable:
     def __init__(self) -> None:
         self.by_outbound: dict[bytes, Context] = {}
         """Contexts that carry packets, by local and peer ULID (32 octets)."""
+        self.by_forked: dict[bytes, Context] = {}
+        """Instead of there: those whose packets are sorted among their forks first."""
         self.by_inbound: dict[bytes, Context] = {}
         """The same, by peer and local ULID (32 octets)."""
         self.by_tag: dict[Tag, Context] = {}
@@ -103,13 +106,17 @@ class ContextTable:
     def open(self, context: Context) -> None:
         """Let packets find the context; forks are not found by their ULIDs."""
         if context.fii == 0:
-            self.by_outbound[context.outbound_key] = context
+            self.by_outbound.pop(context.outbound_key, None)
+            self.by_forked.pop(context.outbound_key, None)
+            found = self.by_forked if context.forks else self.by_outbound
+            found[context.outbound_key] = context
             self.by_inbound[context.inbound_key] = context
 
     def close(self, context: Context) -> None:
         """Let no packet find the context by its ULIDs any more."""
-        if self.by_outbound.get(context.outbound_key) is context:
-            del self.by_outbound[context.outbound_key]
+        if self.by_inbound.get(context.inbound_key) is context:
+            self.by_outbound.pop(context.outbound_key, None)
+            self.by_forked.pop(context.outbound_key, None)
             del self.by_inbound[context.inbound_key]
 
     def by_pair(self, key: bytes, fii: int = 0) -> Context | None:

@@ -279,6 +279,12 @@ def test_a_gateway_may_be_link_local() -> None:
         ),
         (
             "unknown_peers: ignore",
+            "forks: [{match: [tcp/873], uplink: isp9}]",
+            "f.yaml:7: policy.forks[0].uplink: 'isp9' is no uplink; "
+            "the uplinks here are isp1, isp2",
+        ),
+        (
+            "unknown_peers: ignore",
             "detection: [dns, dns]",
             "f.yaml:7: policy.detection: names a way twice; write each at most once",
         ),

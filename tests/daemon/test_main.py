@@ -47,6 +47,7 @@ def test_the_engine_is_told_what_the_configuration_says(tmp_path: Path) -> None:
     assert (settings.failback, settings.failback_hold_s) == (FailbackMode.HARD, 90.0)
     assert [(u.name, u.preference) for u in settings.uplinks] == [("isp1", 1), ("isp2", 2)]
     assert settings.detection == DETECTION and settings.capable == ()
+    assert settings.forks == ()
     assert settings.hold_first_packet_s == 2.0
     assert settings.probe_unknown and settings.send_timeout_s == 3.0
     assert settings.establish.after_octets == 2048
