@@ -203,7 +203,7 @@ def complete(
     if context.carries:
         if given is Input.I2BIS:
             lifecycle.use_route(core, context, route, now)
-            failback.begin(core, context, now)
+        _may_go_back(core, context, now)
         lifecycle.refresh_path(core, context)
     _send_r2(core, context, message.initiator_nonce, route, now)
     core.rearm(context)
@@ -227,6 +227,7 @@ def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
     _adopt(core, context, message.responder_tag, message.options, data, now)
     startup.remember(core, context, now)
     lifecycle.enter(core, context, State.ESTABLISHED, Input.R2, now)
+    _may_go_back(core, context, now)
     lifecycle.refresh_path(core, context)
     if data is None and name is not None:
         core.effects.append(AskProof(context.pair, name.name))
@@ -311,6 +312,12 @@ def _fail(core: Core, context: Context, handshake: Handshake, now: float) -> Non
     ):
         core.peers.refuse(peer, now + NO_R1_HOLDDOWN_S, ulid)
     lifecycle.refuse(core, context, Input.RETRIES_SPENT, NO_R1_HOLDDOWN_S, now)
+
+
+def _may_go_back(core: Core, context: Context, now: float) -> None:
+    """An exchange that did not go over the ULIDs began because they, or a path, did not work."""
+    if context.route != context.outbound_key and context.failback is None:
+        failback.begin(core, context, now)
 
 
 def _send_current(core: Core, context: Context, now: float) -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from m6proxy.shim.core import ShimSettings
 from m6proxy.shim.effects import What
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.failback import ANSWERS_NEEDED, HOLD_FACTOR_MAX
@@ -14,7 +15,7 @@ from m6proxy.shim.policy import FailbackMode
 from m6proxy.shim.transitions import ReapState
 from m6proxy.wire.message import Probe
 from tests.harness.entropy import SeededEntropy
-from tests.harness.packets import find_messages
+from tests.harness.packets import find_messages, tcp
 from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, Pair, Site, longest_gap_s
 
 HOLD_S = 20.0
@@ -205,3 +206,28 @@ def test_a_recovered_context_of_the_restarted_end_goes_back() -> None:
     pair.cut.clear()
     pair.stream(HOLD_S * 4, both=True, interval_s=0.2)
     assert pair.beta.context.route == B1 + A1
+
+
+def test_a_context_that_began_elsewhere_goes_to_its_ulids() -> None:
+    """Alpha's first provider was dead when the session began."""
+
+    def adjust(settings: ShimSettings) -> ShimSettings:
+        return replace(
+            settings,
+            hold_first_packet_s=1.0,
+            failback=FailbackMode.HARD,
+            failback_hold_s=HOLD_S,
+        )
+
+    pair = Pair(adjust=adjust)
+    pair.cut_provider("a", 1)
+    pair.alpha.engine.handle_uplink("isp1", up=False, mtu=1500, now=pair.clock.now)
+    pair.host_sends(pair.alpha, tcp(A1, B1, flags=0x02))
+    pair.run(1.0)
+    assert pair.alpha.context.route == A1_ISP2 + B1
+    pair.cut.clear()
+    pair.alpha.engine.handle_uplink("isp1", up=True, mtu=1500, now=pair.clock.now)
+    pair.settle(pair.alpha)
+    pair.stream(HOLD_S * 4, both=True, interval_s=0.2)
+    for site in pair.sites.values():
+        assert site.context.route == site.context.outbound_key
