@@ -30,6 +30,9 @@ from m6proxy.shim.effects import (
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.verdict import Verdict
 
+CLOSE_WITHIN_S = 2.0
+"""How long a gateway that stops waits for its peers' word that contexts are closed."""
+_LOOK_S = 0.02
 LOOKUPS_MAX = 1024
 """DNS questions of the engine under way at once; further ones are answered 'unknown'."""
 
@@ -82,6 +85,14 @@ class Loop:
         for task in tuple(self._lookups):
             task.cancel()
         await asyncio.gather(*self._lookups, return_exceptions=True)
+
+    async def close_contexts(self) -> None:
+        """Tell the peers that packets are restored here no more, and wait for their answers."""
+        deadline_s = self._clock() + CLOSE_WITHIN_S
+        self._engine.close_all(self._clock())
+        self._carry_out()
+        while self._engine.closing and self._clock() < deadline_s:
+            await asyncio.sleep(_LOOK_S)
 
     def uplink_changed(self, name: str, up: bool, why: str, mtu: int) -> None:
         """The kernel says that an uplink came, went or changed its MTU (octets)."""

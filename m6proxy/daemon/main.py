@@ -128,7 +128,14 @@ class Daemon:
         self._guard = asyncio.get_running_loop().create_task(self._keep_rules())
 
     async def stop(self) -> None:
-        """Take out rules and routes, then stop listening."""
+        """Close contexts while packets still flow, take out rules and routes, stop listening."""
+        try:
+            if self._ruled:
+                await self._loop.close_contexts()
+        finally:
+            await self._take_out()
+
+    async def _take_out(self) -> None:
         self._stopping.set()
         if self._guard is not None:
             await self._guard

@@ -14,7 +14,7 @@ from m6proxy.shim.locators import LocalSet, PeerLocator
 from m6proxy.shim.policy import ForkRule
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S
 from m6proxy.shim.transitions import CARRIES, CONTEXT, Input, ReapState, State
-from m6proxy.wire.message import UpdateRequest
+from m6proxy.wire.message import Close, UpdateRequest
 
 if TYPE_CHECKING:
     from m6proxy.shim.failback import Failback
@@ -85,11 +85,25 @@ class PendingUpdate:
         self.timeout_due_s = NEVER
 
 
+class PendingClose:
+    """Our Close that is not acknowledged yet."""
+
+    __slots__ = ("message", "sent", "timeout_due_s")
+
+    def __init__(self, message: Close, due_s: float) -> None:
+        self.message = message
+        self.sent = 0
+        """How often it was sent."""
+        self.timeout_due_s = due_s
+        """When it is sent the next time, or given up."""
+
+
 class Context:
     """One context. Deadlines are on the clock of ``now``; NEVER means that one is not set."""
 
     __slots__ = (
         "armed_s",
+        "closing",
         "established_s",
         "exploration",
         "failback",
@@ -182,6 +196,7 @@ class Context:
         self.told_set: LocalSet | None = None
         """Our set as the peer has it, as far as we know; differences start from it."""
         self.held_ack: HeldAck | None = None
+        self.closing: PendingClose | None = None
 
         # reachability (RFC 5534)
         self.reap_state = ReapState.OPERATIONAL
@@ -281,6 +296,8 @@ class Context:
             due.append(self.held_ack.due_s)
         if self.failback is not None:
             due.append(self.failback.due_s)
+        if self.closing is not None:
+            due.append(self.closing.timeout_due_s)
         if self.exploration is not None:
             due.append(self.exploration.due_s or self.exploration.ended_s + RELEASE_EXPLORATION_S)
         if self.carries:

@@ -4,7 +4,7 @@
 2. addresses: neither multicast nor unspecified, ours on our side
 3. what it is about: ULID pair, nonce, or our tag
 4. is it legal in that state: ``transitions``
-5. its handler in ``establish``, ``update`` or ``reap``
+5. its handler in ``establish``, ``update``, ``reap`` or ``close``
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Final, TypeAlias
 from m6proxy.errors import MalformedMessage, PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, is_multicast
 from m6proxy.reasons import Reason
-from m6proxy.shim import detect, establish, reap, update
+from m6proxy.shim import close, detect, establish, reap, update
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
+from m6proxy.shim.features import Feature
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.timers import REPROOF_S
 from m6proxy.shim.transitions import REMEMBERS, Input, legal
@@ -30,6 +31,8 @@ from m6proxy.wire.message import (
     R2,
     CapabilityReply,
     CapabilityRequest,
+    Close,
+    CloseAck,
     ErrorCode,
     ErrorMessage,
     I2bis,
@@ -55,6 +58,8 @@ Tagged: TypeAlias = UpdateRequest | UpdateAck | Keepalive | Probe
 _INPUT_OF: Final[dict[type[Message], Input]] = {
     UpdateRequest: Input.UPDATE_REQUEST,
     UpdateAck: Input.UPDATE_ACK,
+    Close: Input.CLOSE,
+    CloseAck: Input.CLOSE_ACK,
     Keepalive: Input.REAP,
     Probe: Input.REAP,
 }
@@ -137,6 +142,8 @@ def _dispatch(
             detect.handle_reply(core, message, route, now)
         case UpdateRequest() | UpdateAck() | Keepalive() | Probe():
             _handle_tagged(core, message, route, now)
+        case Close() | CloseAck():
+            _handle_closing(core, message, route, now)
         case ErrorMessage():
             if not (
                 detect.handle_error(core, message, route, now)
@@ -171,6 +178,24 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
             else:
                 update.handle_ack(core, context, message, now)
     core.rearm(context)
+
+
+def _handle_closing(core: Core, message: Close | CloseAck, route: LocatorPair, now: float) -> None:
+    """Ours: never answered with R1bis. Both tags, the place and the promise must be right."""
+    context = core.contexts.by_tag.get(message.receiver_tag)
+    if context is None or context.state in REMEMBERS:
+        close.handle_unknown(core, message, route, now)
+        return
+    if not belongs(context, route):
+        raise PeerViolation(Reason.WRONG_LOCATOR, "a Close from elsewhere")
+    if context.peer_tag != message.sender_tag or not context.peer_features & Feature.CLOSE:
+        raise PeerViolation(Reason.NO_CONTEXT, "a Close without the sender's tag")
+    if not legal(context.state, _INPUT_OF[type(message)]):
+        raise PeerViolation(Reason.ILLEGAL_IN_STATE, f"in {context.state.value}")
+    if isinstance(message, Close):
+        close.handle_close(core, context, message, route, now)
+    else:
+        close.handle_ack(core, context, message, now)
 
 
 def no_context(core: Core, tag: Tag, route: LocatorPair, now: float) -> Reason:

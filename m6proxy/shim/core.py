@@ -13,6 +13,7 @@ from m6proxy.discovery.remembered import RememberedPeers
 from m6proxy.names import Address, LocatorPair, Prefix, UlidPair
 from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
+from m6proxy.shim.closed import ClosedTags
 from m6proxy.shim.context import Context
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import Effect, Report, SendPacket, Wake, What
@@ -80,6 +81,8 @@ class Core:
 
     __slots__ = (
         "accounts",
+        "closed",
+        "closing",
         "contexts",
         "drops",
         "effects",
@@ -91,6 +94,7 @@ class Core:
         "icmp_limit",
         "inquiries",
         "local_sets",
+        "max_contexts",
         "peers",
         "requests_limit",
         "responder",
@@ -105,6 +109,11 @@ class Core:
         self.entropy = entropy
         self.local_sets = LocalSets(settings.uplinks, entropy)
         self.contexts = ContextTable()
+        self.max_contexts = settings.max_contexts
+        """No more contexts are made than this; 0 once the gateway stops."""
+        self.closing = 0
+        """How many contexts are in CLOSING."""
+        self.closed = ClosedTags()
         self.accounts = Accounts(settings.establish)
         self.peers = RememberedPeers()
         self.inquiries = Inquiries()

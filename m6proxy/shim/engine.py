@@ -23,6 +23,7 @@ from m6proxy.errors import MalformedMessage, PeerViolation
 from m6proxy.names import TAG_MASK, LocatorPair, UlidPair
 from m6proxy.reasons import Reason
 from m6proxy.shim import (
+    close,
     control,
     detect,
     establish,
@@ -145,6 +146,8 @@ class Engine:
         for context in due:
             if context.handshake is not None or context.holddown_due_s:
                 establish.expire(core, context, now)
+            if context.closing is not None:
+                close.expire(core, context, now)
             if not context.carries:
                 if context.state is not State.IDLE:
                     core.rearm(context)
@@ -152,7 +155,7 @@ class Engine:
             if context.fii:
                 forks.keep_with_pair(core, context)
             if now >= context.last_traffic_s + core.settings.idle_s:
-                lifecycle.remove(core, context, Input.IDLE_TIMEOUT, now)
+                close.end_idle(core, context, now)
                 continue
             reap.expire(core, context, now)
             update.expire(core, context, now)
@@ -230,6 +233,15 @@ class Engine:
         for context in staying:
             due_s += _PACE_S
             update.announce(core, context, due_s, now)
+
+    def close_all(self, now: float) -> None:
+        """The gateway stops: tell the peers of all contexts, paced, and make no new ones."""
+        close.close_all(self._core, now)
+
+    @property
+    def closing(self) -> int:
+        """How many contexts wait for their peer's word that they are closed."""
+        return self._core.closing
 
     # --- for people --------------------------------------------------------------------
 

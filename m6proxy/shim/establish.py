@@ -60,6 +60,10 @@ _RETRIES_MAX = {
     State.I2_SENT: I2_RETRIES_MAX,
     State.I2BIS_SENT: I2BIS_RETRIES_MAX,
 }
+_ANSWERED_BY_I2 = frozenset(
+    (State.IDLE, State.I1_SENT, State.CLOSING, State.E_FAILED, State.NO_SUPPORT)
+)
+"""The states that a good I2 of the peer turns into ESTABLISHED."""
 _TIMEOUT_S = {
     State.I1_SENT: I1_TIMEOUT_S,
     State.I2_SENT: I2_TIMEOUT_S,
@@ -197,7 +201,7 @@ def complete(
         context.route = route.local + route.peer
     context.local_name = local_name
     _adopt(core, context, message.initiator_tag, message.options, data, now)
-    if context.state in (State.IDLE, State.I1_SENT, State.E_FAILED, State.NO_SUPPORT):
+    if context.state in _ANSWERED_BY_I2:
         lifecycle.enter(core, context, State.ESTABLISHED, given, now)
     startup.remember(core, context, now)
     if context.carries:
@@ -242,6 +246,8 @@ def respond_r1bis(core: Core, tag: Tag, route: LocatorPair, now: float) -> None:
     """§7.17: somebody uses a context that we do not have; store nothing, offer recovery."""
     if not core.local_sets.is_local(route.local):
         raise PeerViolation(Reason.NOT_OUR_HOST, "a tag for an address outside the site")
+    if core.closed.recently(tag, now):
+        raise PeerViolation(Reason.NO_CONTEXT, "late on its way in a context that was closed")
     _allow(core, route, now)
     nonce = core.responder.nonce(now)
     validator = core.responder.validator(nonce, tag, b"", route, 0, now)

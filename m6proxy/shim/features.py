@@ -23,5 +23,5 @@ class Feature(IntFlag):
     """Re-homed packets to locator-only addresses need no tag at all."""
 
 
-OURS: Final = Feature.DELTA | Feature.FLOWLABEL
+OURS: Final = Feature.CLOSE | Feature.DELTA | Feature.FLOWLABEL
 """What this version understands."""

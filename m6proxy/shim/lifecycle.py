@@ -17,7 +17,7 @@ _PAYLOAD_BIT = 1 << 47
 
 def create(core: Core, key: bytes, fii: int, now: float) -> Context:
     """Make a context in IDLE for a ULID pair (32 octets). Raises PeerViolation when full."""
-    if len(core.contexts) >= core.settings.max_contexts:
+    if len(core.contexts) >= core.max_contexts:
         raise PeerViolation(Reason.TABLE_FULL, "the context table is full")
     local_set = core.local_sets.by_ulid(key[:16])
     context = Context(key, fii, core.contexts.new_tag(core.entropy), local_set)
@@ -37,6 +37,9 @@ def enter(core: Core, context: Context, after: State, cause: Input, now: float) 
     if before is after:
         return
     core.report(What.STATE, context.pair, f"{before.value} -> {after.value} ({cause.value})")
+    core.closing += (after is State.CLOSING) - (before is State.CLOSING)
+    if before is State.CLOSING:
+        context.closing = None
     if after is State.ESTABLISHED:
         core.contexts.unbind_nonce(context)
         context.handshake = None
@@ -102,12 +105,12 @@ def refuse(core: Core, context: Context, cause: Input, holddown_s: float, now: f
 
 
 def remove(core: Core, context: Context, cause: Input, now: float) -> None:
-    """End a context by our own decision (RFC 5533 §9); the peer is not told."""
-    was_carrying = context.carries
+    """End a context here (RFC 5533 §9); whether the peer is told is for ``close`` to say."""
+    was_carrying = context.carries or context.state is State.CLOSING
     for _, fork in context.forks:
         if fork.carries:
             remove(core, fork, cause, now)
-    _leave_pair(core, context)
+    leave_pair(core, context)
     enter(core, context, State.IDLE, cause, now)
     core.contexts.remove(context)
     core.timers.cancel(context)
@@ -115,7 +118,7 @@ def remove(core: Core, context: Context, cause: Input, now: float) -> None:
         core.report(What.REMOVED, context.pair, cause.value)
 
 
-def _leave_pair(core: Core, context: Context) -> None:
+def leave_pair(core: Core, context: Context) -> None:
     """The pair of a fork does without it from now on."""
     main = core.contexts.by_pair(context.outbound_key) if context.fii else None
     if main is not None and main.forks:

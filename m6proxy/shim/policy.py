@@ -172,6 +172,8 @@ class Accounts:
         by_flow = self._flow_verdict(packet) if self._flow_rules else None
         if by_flow is False:
             return False
+        if not account.packets:
+            account.first_s = now
         account.octets += len(packet)
         account.packets += 1
         if outbound:
@@ -195,6 +197,15 @@ class Accounts:
         """Tell whether TCP had to send the first segment of a pair again, unanswered."""
         account = self._by_pair.get(key)
         return account is not None and account.silent
+
+    def hold(self, key: bytes, now: float, until_s: float) -> None:
+        """Let a pair not become ripe before ``until_s``, whether it was counted yet or not.
+
+        The time of a pair that was not is counted from its first packet all the same.
+        """
+        if key not in self._by_pair:
+            self._open(key, now)
+        self.silence(key, until_s)
 
     def forget(self, key: bytes) -> None:
         """Drop the counters of a pair: it has a context now."""

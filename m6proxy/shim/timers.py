@@ -41,6 +41,11 @@ REPROOF_S: Final = 30.0
 """How long to wait before asking DNS again about locators that could not be proved."""
 RELEASE_EXPLORATION_S: Final = 60.0
 """How long the probes of an exploration stay known after it ended."""
+CLOSE_TIMEOUT_S: Final = 0.5
+CLOSE_SENT_MAX: Final = 3
+"""A Close goes out three times in two seconds: a gateway that stops does not wait longer."""
+CLOSED_QUIET_S: Final = 5.0
+"""How long packets of a closed context, late on their way, invite no recovery."""
 MIN_IDLE_S: Final = 300.0
 """RFC 5533 §9: a context is not torn down before it was quiet for 5 minutes."""
 

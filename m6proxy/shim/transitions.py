@@ -5,7 +5,9 @@ Theory of operation
 A context walks through two machines. The first (``State``, RFC 5533 §6.2) sets it up: the
 initiator goes IDLE, I1-SENT, I2-SENT, ESTABLISHED; the responder keeps nothing until a
 valid I2 takes it from IDLE to ESTABLISHED in one step. I2BIS-SENT is an established
-context whose peer said that it lost its state. E-FAILED and NO-SUPPORT remember a refusal.
+context whose peer said that it lost its state. CLOSING carries nothing and waits for the
+peer's word that the context is gone there too (ours, docs/wire.md). E-FAILED and NO-SUPPORT
+remember a refusal.
 The second machine (``ReapState``, RFC 5534 §6) runs inside ESTABLISHED and I2BIS-SENT and
 watches whether packets come through.
 
@@ -26,13 +28,14 @@ from typing import Final
 
 @unique
 class State(Enum):
-    """The states of RFC 5533 §6.2. IDLE is a context that does not exist."""
+    """The states of RFC 5533 §6.2, and CLOSING. IDLE is a context that does not exist."""
 
     IDLE = "IDLE"
     I1_SENT = "I1-SENT"
     I2_SENT = "I2-SENT"
     I2BIS_SENT = "I2BIS-SENT"
     ESTABLISHED = "ESTABLISHED"
+    CLOSING = "CLOSING"
     E_FAILED = "E-FAILED"
     NO_SUPPORT = "NO-SUPPORT"
 
@@ -50,6 +53,8 @@ class Input(Enum):
     I2BIS = "I2bis"
     UPDATE_REQUEST = "Update Request"
     UPDATE_ACK = "Update Acknowledgement"
+    CLOSE = "Close"
+    CLOSE_ACK = "Close Acknowledgement"
     REAP = "Keepalive or Probe"
     PAYLOAD = "payload header"
     RETRANSMIT = "retransmission timer"
@@ -57,6 +62,7 @@ class Input(Enum):
     UNRECOGNIZED = "ICMPv6 unrecognized next header"
     HOLDDOWN_OVER = "hold-down over"
     IDLE_TIMEOUT = "idle timer"
+    STOP = "the gateway stops"
     CONFUSED = "context confusion"
 
 
@@ -69,6 +75,7 @@ CONTEXT: Final[dict[tuple[State, Input], tuple[State, ...]]] = {
     (State.IDLE, Input.I1): (State.IDLE,),
     (State.IDLE, Input.I2): (_EST,),
     (State.IDLE, Input.I2BIS): (_EST,),
+    (State.IDLE, Input.CLOSE): (State.IDLE,),
     # I1-SENT: §7.8, §7.9, §7.11, §7.13, §7.16, §7.20
     (State.I1_SENT, Input.I1): (State.I1_SENT,),
     (State.I1_SENT, Input.R1): (State.I2_SENT,),
@@ -98,7 +105,9 @@ CONTEXT: Final[dict[tuple[State, Input], tuple[State, ...]]] = {
     (_EST, Input.UPDATE_ACK): (_EST,),
     (_EST, Input.REAP): (_EST,),
     (_EST, Input.PAYLOAD): (_EST,),
-    (_EST, Input.IDLE_TIMEOUT): (_NONE,),
+    (_EST, Input.CLOSE): (_NONE,),
+    (_EST, Input.STOP): (State.CLOSING,),
+    (_EST, Input.IDLE_TIMEOUT): (_NONE, State.CLOSING),
     (_EST, Input.CONFUSED): (_NONE,),
     # I2BIS-SENT: §7.9, §7.13, §7.15, §7.16, §7.19, §7.20, §10, §12.2
     (State.I2BIS_SENT, Input.I1): (State.I2BIS_SENT,),
@@ -111,16 +120,28 @@ CONTEXT: Final[dict[tuple[State, Input], tuple[State, ...]]] = {
     (State.I2BIS_SENT, Input.PAYLOAD): (State.I2BIS_SENT,),
     (State.I2BIS_SENT, Input.RETRANSMIT): (State.I2BIS_SENT,),
     (State.I2BIS_SENT, Input.RETRIES_SPENT): (State.I1_SENT,),
+    (State.I2BIS_SENT, Input.CLOSE): (_NONE,),
     (State.I2BIS_SENT, Input.IDLE_TIMEOUT): (_NONE,),
     (State.I2BIS_SENT, Input.CONFUSED): (_NONE,),
+    # CLOSING: docs/decisions/0010-close.md; what the peer sent before it heard us is restored
+    (State.CLOSING, Input.I1): (State.CLOSING,),
+    (State.CLOSING, Input.I2): (_EST,),
+    (State.CLOSING, Input.I2BIS): (_EST,),
+    (State.CLOSING, Input.PAYLOAD): (State.CLOSING,),
+    (State.CLOSING, Input.CLOSE): (_NONE,),
+    (State.CLOSING, Input.CLOSE_ACK): (_NONE,),
+    (State.CLOSING, Input.RETRANSMIT): (State.CLOSING,),
+    (State.CLOSING, Input.RETRIES_SPENT): (_NONE,),
     # E-FAILED and NO-SUPPORT remember only the pair: the peer may still come, §6.2, §7.8
     (State.E_FAILED, Input.I1): (State.E_FAILED,),
     (State.E_FAILED, Input.I2): (_EST,),
     (State.E_FAILED, Input.I2BIS): (_EST,),
+    (State.E_FAILED, Input.CLOSE): (State.E_FAILED,),
     (State.E_FAILED, Input.HOLDDOWN_OVER): (_NONE,),
     (State.NO_SUPPORT, Input.I1): (State.NO_SUPPORT,),
     (State.NO_SUPPORT, Input.I2): (_EST,),
     (State.NO_SUPPORT, Input.I2BIS): (_EST,),
+    (State.NO_SUPPORT, Input.CLOSE): (State.NO_SUPPORT,),
     (State.NO_SUPPORT, Input.HOLDDOWN_OVER): (_NONE,),
 }
 """(state, input) -> the states that may follow."""

@@ -28,6 +28,8 @@ from m6proxy.wire.values import (
     R2,
     CapabilityReply,
     CapabilityRequest,
+    Close,
+    CloseAck,
     ErrorCode,
     ErrorMessage,
     I2bis,
@@ -53,6 +55,8 @@ __all__ = [
     "R2",
     "CapabilityReply",
     "CapabilityRequest",
+    "Close",
+    "CloseAck",
     "ErrorCode",
     "ErrorMessage",
     "I2bis",
@@ -81,6 +85,7 @@ _R1_FIXED = struct.Struct("!8xII")
 _I2_FIXED = struct.Struct("!6xHIII4x")
 _I2BIS_FIXED = struct.Struct("!6xHIII6xHI")
 _CAPABILITY_FIXED = struct.Struct("!8xI4x")
+_CLOSE_FIXED = struct.Struct("!6xHII2xHI")
 _PROBE_FIXED = struct.Struct("!6xHIBB2x")
 _RECORD = struct.Struct("!16s16sII")
 _MIN_OCTETS = 8
@@ -161,6 +166,10 @@ def encode_message(message: Message) -> bytes:
             number, body = MessageType.UPDATE_REQUEST, _tag_nonce(tag, nonce)
         case UpdateAck(tag, nonce, options):
             number, body = MessageType.UPDATE_ACK, _tag_nonce(tag, nonce)
+        case Close(tag, nonce, sender_tag, options):
+            number, body = MessageType.CLOSE, _two_tags(tag, nonce, sender_tag)
+        case CloseAck(tag, nonce, sender_tag, options):
+            number, body = MessageType.CLOSE_ACK, _two_tags(tag, nonce, sender_tag)
         case Keepalive(tag, options):
             number, body = MessageType.KEEPALIVE, _tag_nonce(tag, 0)
         case Probe(tag, state, sent, received, options):
@@ -206,6 +215,16 @@ def _seal(number: int, specific: int, body: bytes) -> bytes:
 
 def _tag_nonce(tag: Tag, nonce: int) -> bytes:
     return _TAG_NONCE.pack(tag >> 32, tag & _MAX_U32, nonce)
+
+
+def _two_tags(receiver_tag: Tag, nonce: int, sender_tag: Tag) -> bytes:
+    return _CLOSE_FIXED.pack(
+        receiver_tag >> 32,
+        receiver_tag & _MAX_U32,
+        nonce,
+        sender_tag >> 32,
+        sender_tag & _MAX_U32,
+    )
 
 
 def _parse_i1(octets: bytes) -> I1:
@@ -270,6 +289,18 @@ def _parse_update_ack(octets: bytes) -> UpdateAck:
     return UpdateAck(_tag(high, low), nonce, _options(octets, 16, _ON_OTHERS))
 
 
+def _parse_close(octets: bytes) -> Close:
+    high, low, nonce, sender_high, sender_low = _CLOSE_FIXED.unpack_from(octets)
+    options = _options(octets, 24, _ON_OTHERS)
+    return Close(_tag(high, low), nonce, _tag(sender_high, sender_low), options)
+
+
+def _parse_close_ack(octets: bytes) -> CloseAck:
+    high, low, nonce, sender_high, sender_low = _CLOSE_FIXED.unpack_from(octets)
+    options = _options(octets, 24, _ON_OTHERS)
+    return CloseAck(_tag(high, low), nonce, _tag(sender_high, sender_low), options)
+
+
 def _parse_keepalive(octets: bytes) -> Keepalive:
     high, low, _reserved = _TAG_NONCE.unpack_from(octets)
     return Keepalive(_tag(high, low), _options(octets, 16, _ON_OTHERS))
@@ -312,6 +343,8 @@ _PARSERS: dict[int, tuple[int, Callable[[bytes], Message]]] = {
     MessageType.I2BIS: (32, _parse_i2bis),
     MessageType.CAPABILITY_REQUEST: (16, _parse_capability_request),
     MessageType.CAPABILITY_REPLY: (16, _parse_capability_reply),
+    MessageType.CLOSE: (24, _parse_close),
+    MessageType.CLOSE_ACK: (24, _parse_close_ack),
     MessageType.UPDATE_REQUEST: (16, _parse_update_request),
     MessageType.UPDATE_ACK: (16, _parse_update_ack),
     MessageType.KEEPALIVE: (16, _parse_keepalive),

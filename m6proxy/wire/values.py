@@ -26,7 +26,7 @@ _MAX_U32 = 0xFFFFFFFF
 
 
 class MessageType(IntEnum):
-    """RFC 5533 §5.3, Table 1; 60 and 61 are ours (docs/wire.md)."""
+    """RFC 5533 §5.3, Table 1; 60 to 63 are ours (docs/wire.md)."""
 
     I1 = 1
     R1 = 2
@@ -36,6 +36,8 @@ class MessageType(IntEnum):
     I2BIS = 6
     CAPABILITY_REQUEST = 60
     CAPABILITY_REPLY = 61
+    CLOSE = 62
+    CLOSE_ACK = 63
     UPDATE_REQUEST = 64
     UPDATE_ACK = 65
     KEEPALIVE = 66
@@ -192,6 +194,36 @@ class UpdateAck:
 
 
 @dataclass(frozen=True, slots=True)
+class Close:
+    """Ours (docs/wire.md): the sender ends the context and restores no packets any more."""
+
+    receiver_tag: Tag
+    nonce: int
+    sender_tag: Tag
+    """CT(local) of the sender: who knows one tag only ends nothing."""
+    options: tuple[Option, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_fields(self.receiver_tag, self.nonce)
+        _check_fields(self.sender_tag)
+
+
+@dataclass(frozen=True, slots=True)
+class CloseAck:
+    """Ours (docs/wire.md): the answer to Close; the sender has no such context now."""
+
+    receiver_tag: Tag
+    nonce: int
+    """Copied from the Close."""
+    sender_tag: Tag
+    options: tuple[Option, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_fields(self.receiver_tag, self.nonce)
+        _check_fields(self.sender_tag)
+
+
+@dataclass(frozen=True, slots=True)
 class Keepalive:
     """RFC 5534 §5.1: the sender receives payload and has none to send."""
 
@@ -287,6 +319,8 @@ Message: TypeAlias = (
     | CapabilityReply
     | UpdateRequest
     | UpdateAck
+    | Close
+    | CloseAck
     | Keepalive
     | Probe
     | ErrorMessage

@@ -266,3 +266,37 @@ def test_an_uplink_that_changes_is_noted_once() -> None:
         await site.loop.stop()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_loop_that_closes_its_contexts_waits_for_answers_but_not_for_ever(
+    answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "CLOSE_WITHIN_S", 0.3)
+
+    async def story() -> None:
+        alpha = parts(discovery=_discovery())
+        beta = parts(letter="b", seed=2, discovery=_discovery())
+        wire = _Wire(alpha, beta)
+        alpha.loop.start()
+        beta.loop.start()
+
+        def carries() -> bool:
+            wire.host_sends(alpha, _udp(A1, B1))
+            wire.pump()
+            contexts = [*alpha.engine.contexts(), *beta.engine.contexts()]
+            return len(contexts) == 2 and all(context.carries for context in contexts)
+
+        await until(carries, "established")
+        if not answered:
+            wire.dead |= {A1[:6], A1_ISP2[:6]}
+        start_s = time.monotonic()
+        closing = asyncio.get_running_loop().create_task(alpha.loop.close_contexts())
+        await until(lambda: wire.pump() and closing.done(), "closed")
+        await closing
+        assert (time.monotonic() - start_s < 0.25) is answered
+        assert bool(list(beta.engine.contexts())) is not answered
+        await alpha.loop.stop()
+        await beta.loop.stop()
+
+    asyncio.run(story())

@@ -201,3 +201,12 @@ def test_a_rule_takes_prefixes_protocols_and_ports() -> None:
     assert rule.takes(tcp(A1, B1, port=873))
     assert not rule.takes(tcp(A1, B1, port=80))
     assert not rule.takes(tcp(A1, B1, port=873)[:42])
+
+
+def test_a_gateway_that_stops_closes_forks_too() -> None:
+    pair = forked()
+    pair.alpha.engine.close_all(pair.clock.now)
+    pair.settle(pair.alpha)
+    pair.run(1.0)
+    for site in pair.sites.values():
+        assert not list(site.engine.contexts())

@@ -121,3 +121,16 @@ def test_accounts_are_bounded_and_whoever_talks_is_not_forgotten() -> None:
             accounts.count(key, udp(B1, A1), outbound=False, now=1.0)
         assert len(accounts) <= 10
     assert asked
+
+
+def test_a_pair_that_was_held_counts_from_its_first_packet() -> None:
+    """The pair of a closed context was ripe with its first packet: its time had gone on."""
+    accounts = Accounts(EstablishPolicy(after_s=10.0))
+    key, packet = A1 + B1, udp(A1, B1)
+    accounts.hold(key, 100.0, 160.0)
+    assert not accounts.count(key, packet, outbound=True, now=400.0)
+    assert not accounts.count(key, packet, outbound=True, now=409.0)
+    assert accounts.count(key, packet, outbound=True, now=410.0)
+    accounts.hold(key, 410.0, 470.0)
+    assert not accounts.count(key, packet, outbound=True, now=469.0)
+    assert accounts.count(key, packet, outbound=True, now=470.0)

@@ -31,6 +31,8 @@ from m6proxy.wire.message import (
     I2,
     R1,
     R2,
+    Close,
+    CloseAck,
     I2bis,
     Keepalive,
     Probe,
@@ -101,7 +103,7 @@ def in_state(state: State) -> Pair:
     """A pair whose alpha is in a state; from then on no control message goes through."""
     if state is State.IDLE:
         pair = Pair()
-    elif state in CARRIES:
+    elif state in CARRIES or state is State.CLOSING:
         pair = established()
     else:
         pair = Pair()
@@ -115,6 +117,9 @@ def in_state(state: State) -> Pair:
         send(pair, R1bis(pair.alpha.context.peer_tag, 1, (ResponderValidator(b"v"),)))
     elif state is State.NO_SUPPORT:
         unrecognized(pair)
+    elif state is State.CLOSING:
+        stop(pair)
+        core_of(pair).max_contexts = 1000
     elif state is State.E_FAILED:
         while pair.alpha.context.state is not State.E_FAILED:
             pair.run(5.0)
@@ -185,6 +190,25 @@ def confuse(pair: Pair) -> object:
     return send(pair, R2(tag or NEW_TAG, 555))
 
 
+def stop(pair: Pair) -> object:
+    pair.alpha.engine.close_all(pair.clock.now)
+    pair.settle(pair.alpha)
+    return None
+
+
+def close(pair: Pair) -> object:
+    peer_tag = pair.alpha.context.peer_tag if state_of(pair) is not State.IDLE else NEW_TAG
+    return send(pair, Close(ours(pair)[0], 8, peer_tag))
+
+
+def close_ack(pair: Pair) -> object:
+    if state_of(pair) is State.IDLE:
+        return send(pair, CloseAck(99, 8, NEW_TAG))
+    context = pair.alpha.context
+    nonce = context.closing.message.nonce if context.closing else 8
+    return send(pair, CloseAck(context.local_tag, nonce, context.peer_tag))
+
+
 def i2(pair: Pair) -> object:
     nonce, options = fresh(pair, NEW_TAG, A1 + B1)
     return send(pair, I2(NEW_TAG, 1, nonce, options))
@@ -218,6 +242,9 @@ INJECT: dict[Input, Callable[[Pair], object]] = {
     Input.I2BIS: i2bis,
     Input.UPDATE_REQUEST: lambda pair: send(pair, UpdateRequest(ours(pair)[0], 8)),
     Input.UPDATE_ACK: ack,
+    Input.CLOSE: close,
+    Input.CLOSE_ACK: close_ack,
+    Input.STOP: stop,
     Input.REAP: lambda pair: send(pair, Keepalive(ours(pair)[0])),
     Input.PAYLOAD: lambda pair: pair.inject(
         pair.alpha, rewritten(B1, A1, ours(pair)[0], 17, b"payload")
@@ -251,7 +278,7 @@ def test_every_input_in_every_state(state: State, given: Input) -> None:
         assert state_of(pair) in CONTEXT[state, given], f"{state_of(pair)}"
     else:
         assert state_of(pair) is state
-        if given in (Input.CONFUSED, Input.UNRECOGNIZED, Input.INITIATE):
+        if given in (Input.CONFUSED, Input.UNRECOGNIZED, Input.INITIATE, Input.STOP):
             assert before is None or snapshot(contexts[0])["state"] is state
         else:
             assert isinstance(verdict, Reason)

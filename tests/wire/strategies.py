@@ -12,6 +12,8 @@ from m6proxy.wire.message import (
     R2,
     CapabilityReply,
     CapabilityRequest,
+    Close,
+    CloseAck,
     ErrorMessage,
     I2bis,
     Keepalive,
@@ -115,6 +117,8 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(CapabilityReply, u32, option_lists),
     st.builds(UpdateRequest, tags, u32, option_lists),
     st.builds(UpdateAck, tags, u32, option_lists),
+    st.builds(Close, tags, u32, tags, option_lists),
+    st.builds(CloseAck, tags, u32, tags, option_lists),
     st.builds(Keepalive, tags, option_lists),
     st.builds(
         Probe,

@@ -12,6 +12,8 @@ from m6proxy.wire.message import (
     R2,
     CapabilityReply,
     CapabilityRequest,
+    Close,
+    CloseAck,
     ErrorCode,
     ErrorMessage,
     I2bis,
@@ -113,6 +115,8 @@ MESSAGE_VALUES: dict[str, Message] = {
         (LocatorPreferences(2, 1, (Preference(BROKEN), Preference(TRANSIENT))),),
     ),
     "update ack": UpdateAck(0x43210FEDCBA9, 0x0BADCAFE),
+    "close": Close(0x43210FEDCBA9, 0x0BADCAFE, 0x123456789ABC),
+    "close ack": CloseAck(0x123456789ABC, 0x0BADCAFE, 0x43210FEDCBA9),
     "keepalive": Keepalive(0x43210FEDCBA9),
     "probe exploring": Probe(0x43210FEDCBA9, ProbeState.EXPLORING, (PROBED,)),
     "probe inbound ok": Probe(
@@ -133,6 +137,7 @@ RECEIVED_ONLY: dict[str, Message] = {
     "keepalive with reserved bits": Keepalive(0x43210FEDCBA9),
     "r1 with reserved bits": R1(0xDEADBEEF, 0xCAFEF00D, (ResponderValidator(b"\xaa"),)),
     "i2bis with reserved bits": I2bis(0x123456789ABC, 0xDEADBEEF, 0xCAFEF00D, 0x43210FEDCBA9, ()),
+    "close with reserved bits": Close(0x43210FEDCBA9, 0x0BADCAFE, 0x123456789ABC),
     "probe with reserved bits": Probe(0x43210FEDCBA9, ProbeState.OPERATIONAL, (PROBED,)),
 }
 
