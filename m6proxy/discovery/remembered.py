@@ -38,16 +38,22 @@ class RememberedPeers:
     ) -> None:
         """The peer at this address signalled; what refusals said of it is over.
 
+        While a context lives it knows this itself: it is noted here when the context ends.
+
         ``locators`` were proved to be its own; None when nothing new is known of them.
         """
         if locators is None:
             locators = self.locators_of(ulid, now)
-        self._refused.pop(ulid, None)
-        self._refused.pop(ulid + ulid, None)
+        self.forgive(ulid)
         self._capable[ulid] = (now + CAPABLE_S, locators)
         self._capable.move_to_end(ulid)
         if len(self._capable) > self._limit:
             self._capable.popitem(last=False)
+
+    def forgive(self, ulid: Address) -> None:
+        """The peer has a context now: what refusals said of it is over."""
+        self._refused.pop(ulid, None)
+        self._refused.pop(ulid + ulid, None)
 
     def is_capable(self, ulid: Address, now: float) -> bool:
         """Tell whether the peer signalled within the last hour and refused nothing since."""

@@ -203,7 +203,7 @@ def complete(
     _adopt(core, context, message.initiator_tag, message.options, data, now)
     if context.state in _ANSWERED_BY_I2:
         lifecycle.enter(core, context, State.ESTABLISHED, given, now)
-    startup.remember(core, context, now)
+    core.peers.forgive(context.outbound_key[16:])
     if context.carries:
         if given is Input.I2BIS:
             lifecycle.use_route(core, context, route, now)
@@ -229,7 +229,7 @@ def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
         context.route = route.local + route.peer
         reached.tested |= route.peer != context.outbound_key[16:]
     _adopt(core, context, message.responder_tag, message.options, data, now)
-    startup.remember(core, context, now)
+    core.peers.forgive(context.outbound_key[16:])
     lifecycle.enter(core, context, State.ESTABLISHED, Input.R2, now)
     _may_go_back(core, context, now)
     lifecycle.refresh_path(core, context)

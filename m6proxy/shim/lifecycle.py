@@ -52,12 +52,20 @@ def enter(core: Core, context: Context, after: State, cause: Input, now: float) 
         core.report(What.ESTABLISHED, context.pair, f"tag {context.local_tag:012x}")
         refresh_path(core, context)
     elif carried and not context.carries:
+        _remember(core, context, now)
         core.contexts.close(context)
         _leave_flow(core, context)
         context.send_due_s = context.keepalive_due_s = NEVER
         context.exploration = context.update = None
         context.held = context.held_ack = context.failback = None
         context.reap_state = ReapState.OPERATIONAL
+
+
+def _remember(core: Core, context: Context, now: float) -> None:
+    """Keep what a context proved beyond its end, for the next start."""
+    ulid = context.outbound_key[16:]
+    proved = [one.address for one in context.peer_locators if one.proved and one.address != ulid]
+    core.peers.note_capable(ulid, now, tuple(proved))
 
 
 def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> None:

@@ -167,20 +167,27 @@ class LocalSets:
         return True
 
 
-class PeerLocator:
-    """A locator of a peer, with what is known about it."""
+def _flag(mask: int, doc: str) -> property:
+    """One bit of a locator's flags as an attribute: four booleans would be four slots."""
 
-    __slots__ = (
-        "address",
-        "broken",
-        "listed",
-        "lot",
-        "priority",
-        "proof",
-        "tested",
-        "transient",
-        "weight",
-    )
+    def get(locator: PeerLocator) -> bool:
+        return bool(locator.flags & mask)
+
+    def put(locator: PeerLocator, value: bool) -> None:
+        locator.flags = locator.flags | mask if value else locator.flags & ~mask
+
+    return property(get, put, doc=doc)
+
+
+class PeerLocator:
+    """A locator of a peer, with what is known about it. There are several for each context."""
+
+    __slots__ = ("address", "flags", "lot", "priority", "proof", "weight")
+
+    listed = _flag(1, "Whether the peer's own list has it.")
+    broken = _flag(2, "The peer says that it does not work.")
+    tested = _flag(4, "A probe to it was answered.")
+    transient = _flag(8, "The peer says that it is less stable: the last among equals.")
 
     def __init__(
         self,
@@ -193,16 +200,11 @@ class PeerLocator:
     ) -> None:
         self.address = octets
         self.proof = proof
-        self.listed = False
-        """Whether the peer's own list has it."""
+        self.flags = 0
         self.priority = priority
         """As in DNS SRV: lower is better."""
         self.broken = broken
-        """The peer says that it does not work."""
         self.tested = tested
-        """A probe to it was answered."""
-        self.transient = False
-        """The peer says that it is less stable than others: the last among equals."""
         self.weight = 0
         """As in DNS SRV: its share of the contexts among equals."""
         self.lot = 0.0

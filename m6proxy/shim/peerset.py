@@ -106,7 +106,10 @@ def adopt_peer(
     context.peer_label = 0
     adopt_demux(core, context, options)
     name = find(options, SenderName)
-    context.peer_name = name.name if name is not None else None
+    claimed = name.name if name is not None else None
+    if data is not None and data.name == claimed:
+        claimed = data.name  # the resolver's own copy serves all contexts with that peer
+    context.peer_name = claimed
 
 
 def adopt_demux(core: Core, context: Context, options: tuple[Option, ...]) -> None:

@@ -49,13 +49,6 @@ def next_route(handshake: Handshake) -> None:
         handshake.route = handshake.routes[(place + 1) % len(handshake.routes)]
 
 
-def remember(core: Core, context: Context, now: float) -> None:
-    """Keep what a context proved beyond its end, for the next start."""
-    ulid = context.outbound_key[16:]
-    proved = [one.address for one in context.peer_locators if one.proved and one.address != ulid]
-    core.peers.note_capable(ulid, now, tuple(proved))
-
-
 def _known(core: Core, ulid: bytes, data: NameData | None, now: float) -> list[PeerLocator]:
     named = data.locators_of(ulid) if data is not None else ()
     known: dict[bytes, Proof] = {

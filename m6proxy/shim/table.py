@@ -45,7 +45,7 @@ class ContextTable:
         """Those of them that have seen a locator pair other than the ULIDs."""
         self.by_sent_label: dict[tuple[bytes, int], Context] = {}
         """Re-homed contexts by the addresses (32 octets) and flow label of what they send."""
-        self._by_pair: dict[tuple[bytes, int], Context] = {}
+        self._by_pair: dict[bytes | tuple[bytes, int], Context] = {}
         self._by_nonce: dict[int, Context] = {}
         self._by_peer_tag: dict[Tag, tuple[Context, ...]] = {}
 
@@ -64,7 +64,7 @@ class ContextTable:
 
     def add(self, context: Context) -> None:
         """Take a new context in. Raises ValueError when its pair or tag is taken."""
-        key = (context.outbound_key, context.fii)
+        key = _pair_key(context.outbound_key, context.fii)
         if key in self._by_pair or context.local_tag in self.by_tag:
             raise ValueError(f"a context for {context.pair} exists already")
         self._by_pair[key] = context
@@ -72,7 +72,7 @@ class ContextTable:
 
     def remove(self, context: Context) -> None:
         """Forget a context under every key."""
-        self._by_pair.pop((context.outbound_key, context.fii), None)
+        self._by_pair.pop(_pair_key(context.outbound_key, context.fii), None)
         self.by_tag.pop(context.local_tag, None)
         if context.label:
             del self.by_label[context.label]
@@ -121,7 +121,7 @@ class ContextTable:
 
     def by_pair(self, key: bytes, fii: int = 0) -> Context | None:
         """Find by local and peer ULID (32 octets) and fork, in whatever state."""
-        return self._by_pair.get((key, fii))
+        return self._by_pair.get(_pair_key(key, fii))
 
     def bind_nonce(self, context: Context, nonce: int) -> None:
         """Let R1 and R2 with this initiator nonce find the context."""
@@ -161,3 +161,8 @@ class ContextTable:
             if context.local_set.uplink_of(route.local) and context.peer_locator(route.peer):
                 return context
         return None
+
+
+def _pair_key(key: bytes, fii: int) -> bytes | tuple[bytes, int]:
+    """Forks are few: the others need no tuple of their own."""
+    return (key, fii) if fii else key

@@ -66,7 +66,6 @@ class TimerHeap:
     def __init__(self, on_earlier: Callable[[], None]) -> None:
         self._on_earlier = on_earlier
         self._heap: list[tuple[float, int, Context]] = []
-        self._sequence = 0
         self._stale = 0
 
     def __len__(self) -> int:
@@ -82,8 +81,7 @@ class TimerHeap:
                 return
             self.cancel(context)
         context.armed_s = deadline_s
-        self._sequence += 1
-        heapq.heappush(self._heap, (deadline_s, self._sequence, context))
+        heapq.heappush(self._heap, (deadline_s, context.local_tag, context))
         if self._heap[0][2] is context:
             self._on_earlier()
 
