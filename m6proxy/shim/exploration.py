@@ -103,14 +103,17 @@ def candidates(
     peer: Iterable[PeerLocator],
     current: LocatorPair,
     suspects: frozenset[Address] = frozenset(),
+    *,
+    peers_broken: bool = False,
 ) -> tuple[LocatorPair, ...]:
     """All pairs that may be probed, in the order in which to try them.
 
-    Only proved locators of the peer, and neither end's broken ones unless nothing else is left.
+    Only proved locators of the peer, and neither end's broken ones unless nothing else is left;
+    with ``peers_broken``, the peer's broken ones as well.
     """
-    proved = [locator for locator in peer if locator.proved]
-    peers = [locator.address for locator in _by_priority(proved) if not locator.broken]
-    peers = peers or [locator.address for locator in proved]
+    ranked_peers = _by_priority([locator for locator in peer if locator.proved])
+    peers = [x.address for x in ranked_peers if peers_broken or not x.broken]
+    peers = peers or [locator.address for locator in ranked_peers]
     alive = [
         octets for octets, broken in zip(local.locators, local.broken, strict=True) if not broken
     ]

@@ -234,7 +234,11 @@ def _pairs(core: Core, context: Context, now: float) -> tuple[LocatorPair, ...]:
     if names:
         places = zip(local_set.locators, local_set.uplinks, strict=True)
         suspects |= {octets for octets, uplink in places if uplink.name in names}
-    return candidates(local_set, context.peer_locators, context.locators, suspects)
+    peer, current = context.peer_locators, context.locators
+    usual = candidates(local_set, peer, current, suspects)
+    # BROKEN may be old news: the Update that takes it back can be lost on the path that died
+    every = candidates(local_set, peer, current, suspects, peers_broken=True)
+    return (*usual, *(pair for pair in every if pair not in usual))
 
 
 def _leaves_open(context: Context, probe: Probe) -> bool:

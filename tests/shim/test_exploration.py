@@ -53,6 +53,10 @@ def test_unproved_locators_are_never_candidates() -> None:
     assert candidates(LOCAL, (PeerLocator(STRANGER, Proof.NONE),), AA) == ()
 
 
+def test_the_peers_broken_ones_can_be_asked_for() -> None:
+    assert set(candidates(LOCAL, peer(broken=B1), AA, peers_broken=True)) == {AA, AB, BA, BB}
+
+
 def test_broken_ones_only_when_nothing_else_is_left() -> None:
     assert candidates(with_isp1_down(), peer(), AA) == (BA, BB)
     assert candidates(LOCAL, peer(broken=B1), AA) == (AB, BB)

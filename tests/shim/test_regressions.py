@@ -58,6 +58,8 @@ from tests.harness.packets import (
     tcp,
 )
 from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, NAMES, Pair, Site, name_data, uplinks
+from tests.harness.simulator.schedule import generate
+from tests.harness.simulator.world import World
 from tests.shim.exchange import begin, exchange_from
 from tests.shim.moved import established, moved
 
@@ -363,3 +365,8 @@ def test_the_largest_i2_fits() -> None:
     ((_, packet, i2),) = find_messages(sent, I2)
     assert len(packet) <= 1280
     assert len(next(o for o in i2.options if isinstance(o, LocatorList)).locators) == UPLINKS_MAX
+
+
+def test_a_locator_that_was_called_broken_once_is_tried_when_no_other_answers() -> None:
+    """The Update that took BROKEN back was lost on the dead path, and nobody tried the locator."""
+    World(generate(5764)).play()

@@ -1,0 +1,68 @@
+"""No locator gets data before its proof and its test: kept from what passed the wire alone.
+
+Proved: DNS said so to this engine, of this peer, before. Tested, for one context: a probe
+to the locator was reported back by the peer; or an exchange was completed over it, which
+needs an answer from there to what was sent there (an I2 or I2bis that repeats our
+validator, or an R2 to a nonce of ours).
+"""
+
+from __future__ import annotations
+
+from m6proxy.discovery.capability import NameData
+from m6proxy.names import Address
+from m6proxy.shim.context import Context
+from tests.harness.simulator import wire
+
+
+class Ground:
+    """What one engine may know of its peers' locators."""
+
+    def __init__(self) -> None:
+        self._told: dict[Address, list[NameData]] = {}
+        self._probes: set[wire.Record] = set()
+        self._asked: dict[tuple[bytes, Address], int] = {}
+        self._repeated: set[tuple[bytes, Address]] = set()
+        self._tested: set[tuple[int, Address]] = set()
+
+    def note_told(self, ulid: Address, data: NameData | None) -> None:
+        """DNS answered the engine."""
+        if data is not None:
+            told = self._told.setdefault(ulid, [])
+            if data not in told:
+                told.append(data)
+
+    def note_sent(self, packet: bytes) -> None:
+        """The engine sent a control message."""
+        kind, peer = wire.type_of(packet), packet[24:40]
+        if kind == wire.PROBE:
+            self._probes.add(wire.sent_record(packet))
+        elif kind in (wire.I1, wire.I2, wire.I2BIS):
+            self._asked[wire.nonce_of(packet), peer] = wire.named_tag(packet)
+        elif kind == wire.R2 and (wire.nonce_of(packet), peer) in self._repeated:
+            self._tested.add((wire.named_tag(packet), peer))
+
+    def note_received(self, packet: bytes) -> None:
+        """A control message reached the engine."""
+        kind, peer = wire.type_of(packet), packet[8:24]
+        if kind == wire.PROBE:
+            tag = wire.named_tag(packet)
+            self._tested.update(
+                (tag, record.dst)
+                for record in wire.received_records(packet)
+                if record in self._probes
+            )
+        elif kind in (wire.I2, wire.I2BIS):
+            self._repeated.add((wire.nonce_of(packet), peer))
+        elif kind == wire.R2:
+            tag = self._asked.get((wire.nonce_of(packet), peer), 0)
+            if tag:
+                self._tested.add((tag, peer))
+
+    def check_data(self, context: Context, locator: Address) -> None:
+        """Data of a context leaves for a locator of its peer."""
+        ulid = context.outbound_key[16:]
+        if locator == ulid:
+            return
+        told = self._told.get(ulid, ())
+        assert any(data.covers(locator) for data in told), f"unproved: {locator.hex()}"
+        assert (context.local_tag, locator) in self._tested, f"untested: {locator.hex()}"

@@ -1,0 +1,275 @@
+"""One site of the simulation: its engine on its own clock, and what is checked at its door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+
+from m6proxy.discovery.capability import NameData
+from m6proxy.names import Address, Tag, UlidPair
+from m6proxy.reasons import Reason
+from m6proxy.shim.context import Context
+from m6proxy.shim.core import ShimSettings
+from m6proxy.shim.demux import DemuxMode
+from m6proxy.shim.effects import (
+    AskCapability,
+    AskProof,
+    Effect,
+    InstallFlow,
+    RemoveFlow,
+    SendPacket,
+    Wake,
+)
+from m6proxy.shim.engine import Engine
+from m6proxy.shim.locators import Uplink
+from m6proxy.shim.policy import EstablishPolicy, FailbackMode
+from m6proxy.shim.timers import CLOSED_QUIET_S
+from m6proxy.shim.transitions import REMEMBERS
+from m6proxy.shim.verdict import CONSUMED
+from tests.harness.entropy import SeededEntropy
+from tests.harness.simulator import wire
+from tests.harness.simulator.ground import Ground
+from tests.harness.simulator.rates import ANSWERS_MAX, Rates
+from tests.harness.simulator.schedule import SiteShape
+from tests.harness.simulator.state import footprint
+from tests.harness.simulator.topology import prefix_of
+
+SHORTEST_SEND_TIMEOUT_S: Final = 3.0
+_UNKNOWN: Final = (Reason.NO_CONTEXT, Reason.RATE_LIMITED)
+
+
+class World(Protocol):
+    """What a site asks of the world around it."""
+
+    def send(self, site: int, packet: bytes) -> None:
+        """Carry a packet away."""
+
+    def ask(self, site: int, ulid: Address, answer: Callable[[NameData | None], None]) -> None:
+        """Ask DNS about a host; the answer may come late, or never."""
+
+    def note_labelled(self, packet: bytes, peer_tag: Tag) -> None:
+        """This packet goes by its flow label alone, to the peer's context with this tag."""
+
+    def name_of(self, ulid: Address) -> str | None:
+        """The configured name of a host."""
+
+    def wake(self, site: int, true_s: float) -> None:
+        """Call ``expire`` at this true time."""
+
+
+class Site:
+    """A gateway and what stands before it. Times given are true; the engine hears its own."""
+
+    def __init__(self, number: int, shape: SiteShape, world: World, seed: int) -> None:
+        self.number = number
+        self.shape = shape
+        self._world = world
+        self._seed = seed
+        self._now = 0.0
+        self.settings = _settings(number, shape)
+        self.engine: Engine | None = None
+        self.flows: dict[UlidPair, InstallFlow] = {}
+        if shape.has_shim:
+            self.restart()
+
+    def restart(self) -> None:
+        """A fresh engine takes over; nothing is left of the old one."""
+        self._seed += 1
+        self.engine = Engine(self.settings, SeededEntropy(self._seed))
+        self.empty = footprint(self.engine)
+        self.flows.clear()
+        self._closed_s: dict[int, float] = {}
+        self.ground = Ground()
+        self.rates = Rates(SHORTEST_SEND_TIMEOUT_S)
+
+    def clock(self, true_s: float) -> float:
+        """What the site's own clock shows; it never goes backwards."""
+        self._now = max(self._now, self.shape.clock_offset_s + self.shape.clock_rate * true_s)
+        return self._now
+
+    def contexts(self) -> Iterator[Context]:
+        """The engine's contexts; none where there is no shim."""
+        return self.engine.contexts() if self.engine is not None else iter(())
+
+    # --- inputs ------------------------------------------------------------------------
+
+    def host_sends(self, packet: bytes, true_s: float) -> None:
+        """A host behind the gateway sends a packet."""
+        engine = self.engine
+        if engine is None:
+            self._world.send(self.number, packet)
+            return
+        verdict = engine.handle_outbound(packet, self.clock(true_s))
+        if verdict is None:
+            self._world.send(self.number, packet)
+        elif isinstance(verdict, bytes):
+            self._check_rewritten(packet, verdict)
+            self._world.send(self.number, verdict)
+        if engine.outbox:
+            self._settle(engine, own=False)
+
+    def arrives(self, packet: bytes, true_s: float) -> bytes | None:
+        """A packet comes in; returns what the hosts get."""
+        engine = self.engine
+        if engine is None:
+            return packet
+        self.rates.note_received()
+        shim = wire.is_shim(packet)
+        if _is_control(packet):
+            self.ground.note_received(packet)
+            if wire.type_of(packet) in (wire.CLOSE, wire.CLOSE_ACK):
+                self._closed_s[wire.named_tag(packet)] = self.clock(true_s)
+        verdict = engine.handle_inbound(packet, self.clock(true_s))
+        sent = self._settle(engine, own=False) if engine.outbox else []
+        assert sum(map(_is_control, sent)) <= ANSWERS_MAX, "too many answers to one packet"
+        if verdict is None:
+            assert not shim, "a shim packet passed"
+            return packet
+        if isinstance(verdict, bytes):
+            return verdict
+        assert verdict is CONSUMED or isinstance(verdict, Reason)
+        if shim and isinstance(verdict, Reason):
+            self._check_refused(packet, verdict, sent)
+        return None
+
+    def expire(self, true_s: float) -> None:
+        """The alarm that the engine asked for."""
+        engine = self.engine
+        deadline_s = engine.next_deadline() if engine is not None else None
+        if engine is None or deadline_s is None:
+            return
+        now = self.clock(true_s)
+        if deadline_s - now < 1e-6:
+            now = self._now = max(now, deadline_s)
+            engine.handle_timer(now)
+            self._settle(engine, own=True)
+            after_s = engine.next_deadline()
+            assert after_s is None or after_s > now, "a timer that is due again at once"
+        self._set_alarm(engine)
+
+    def uplink_event(self, uplink: int, true_s: float, *, up: bool) -> None:
+        """The gateway hears of an uplink."""
+        if self.engine is not None:
+            now = self.clock(true_s)
+            self.rates.note_uplink(now)
+            self.engine.handle_uplink(_name(uplink), up=up, mtu=1500, now=now)
+            self._settle(self.engine, own=True)
+
+    def close_all(self, true_s: float) -> None:
+        """The gateway is about to stop."""
+        if self.engine is not None:
+            self.engine.close_all(self.clock(true_s))
+            self._settle(self.engine, own=True)
+
+    # --- what follows ------------------------------------------------------------------
+
+    def _settle(self, engine: Engine, *, own: bool) -> list[bytes]:
+        """Carry out what the engine left; returns what it sent."""
+        sent: list[bytes] = []
+        while effects := engine.take_effects():
+            for effect in effects:
+                self._carry_out(engine, effect, sent, own=own)
+        return sent
+
+    def _carry_out(self, engine: Engine, effect: Effect, sent: list[bytes], *, own: bool) -> None:
+        match effect:
+            case SendPacket(packet):
+                sent.append(packet)
+                self._check_sent(packet, own=own)
+                self._world.send(self.number, packet)
+            case AskCapability(pair):
+                self._world.ask(
+                    self.number, pair.peer, lambda data: self._told(engine, pair, data, proof=False)
+                )
+            case AskProof(pair, _):
+                self._world.ask(
+                    self.number, pair.peer, lambda data: self._told(engine, pair, data, proof=True)
+                )
+            case InstallFlow():
+                self.flows[effect.ulids] = effect
+            case RemoveFlow(ulids):
+                self.flows.pop(ulids, None)
+            case Wake():
+                self._set_alarm(engine)
+            case _:
+                pass
+
+    def _told(self, engine: Engine, pair: UlidPair, data: NameData | None, *, proof: bool) -> None:
+        """DNS answered; an engine that is gone hears nothing."""
+        if self.engine is not engine:
+            return
+        self.ground.note_told(pair.peer, data)
+        handle = engine.handle_proof if proof else engine.handle_capability
+        handle(pair, data, self._world.name_of(pair.local), self._now)
+        self._settle(engine, own=False)
+
+    def _set_alarm(self, engine: Engine) -> None:
+        deadline_s = engine.next_deadline()
+        if deadline_s is not None:
+            true_s = (deadline_s - self.shape.clock_offset_s) / self.shape.clock_rate
+            self._world.wake(self.number, true_s)
+
+    # --- checks ------------------------------------------------------------------------
+
+    def _check_rewritten(self, packet: bytes, rewritten: bytes) -> None:
+        """Data leaves on other locators: as the flow says, and on proved and tested ground."""
+        flow = self.flows.get(UlidPair(packet[8:24], packet[24:40]))
+        assert flow is not None, "rewritten without a flow"
+        assert flow.locators.local + flow.locators.peer == rewritten[8:40], "not as the flow says"
+        if not wire.is_shim(rewritten):
+            self._world.note_labelled(rewritten, flow.peer_tag)
+        for context in self.contexts():
+            if context.outbound_key == packet[8:40]:
+                self.ground.check_data(context, rewritten[24:40])
+
+    def _check_sent(self, packet: bytes, *, own: bool) -> None:
+        if _is_control(packet):
+            self.ground.note_sent(packet)
+            if own:
+                self.rates.note_own(packet, self._now)
+            return
+        for context in self.contexts():
+            if context.wire_addresses is not None and context.wire_addresses == packet[8:40]:
+                self.ground.check_data(context, packet[24:40])
+                if not wire.is_shim(packet):
+                    self._world.note_labelled(packet, context.peer_tag)
+
+    def _check_refused(self, packet: bytes, reason: Reason, sent: list[bytes]) -> None:
+        """A tag that no context has is answered with R1bis (RFC 5533 §12.2, §12.3)."""
+        if wire.is_payload(packet):
+            tag = wire.tag_of(packet)
+        elif wire.type_of(packet) in wire.TAGGED:
+            tag = wire.named_tag(packet)
+        else:
+            return
+        if any(c.local_tag == tag and c.state not in REMEMBERS for c in self.contexts()):
+            return
+        assert reason in _UNKNOWN, f"{reason.name} for a tag of no context"
+        answered = any(_is_control(p) and wire.type_of(p) == wire.R1BIS for p in sent)
+        assert answered or reason is Reason.RATE_LIMITED or self._closed(tag), "no R1bis"
+
+    def _closed(self, tag: int) -> bool:
+        """Late packets of a context that was closed just now invite no recovery."""
+        return self._now <= self._closed_s.get(tag, -CLOSED_QUIET_S) + CLOSED_QUIET_S
+
+
+def _is_control(packet: bytes) -> bool:
+    return wire.is_shim(packet) and not wire.is_payload(packet)
+
+
+def _name(uplink: int) -> str:
+    return f"isp{uplink}"
+
+
+def _settings(number: int, shape: SiteShape) -> ShimSettings:
+    modes = (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR) if shape.flow_labels else (DemuxMode.EXTHDR,)
+    return ShimSettings(
+        uplinks=tuple(Uplink(_name(n), prefix_of(number, n), n) for n in range(shape.uplinks)),
+        establish=EstablishPolicy(after_packets=shape.after_packets),
+        hold_first_packet_s=shape.hold_first_packet_s,
+        send_timeout_s=shape.send_timeout_s,
+        failback=FailbackMode.SOFT if shape.failback_hold_s is None else FailbackMode.HARD,
+        failback_hold_s=shape.failback_hold_s or 60.0,
+        max_contexts=1000,
+        demux=modes,
+    )

@@ -1,0 +1,83 @@
+"""What is looked at between the steps: tags, timers, memory.
+
+Tags. Both ends agree, or know that they do not: CT(peer) of a context that carries is either
+the tag of a living context at the peer, for the same ULIDs and fork, or no context there has
+it. In the second case the next packet is answered with R1bis, which the site watches for
+whenever a packet with an unknown tag arrives. A tag that names another pair's context is
+the one thing that must never be.
+
+Memory is counted without knowing how the engine keeps its tables: every container that can
+be reached from it is measured.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from typing import Final
+from weakref import WeakValueDictionary
+
+from m6proxy.names import Address, Tag
+from m6proxy.shim.context import Context
+from m6proxy.shim.engine import Engine
+from m6proxy.shim.transitions import State
+
+_PLAIN: Final = (bytes, str, int, float, type(None), Enum, type)
+
+
+def check_tags(
+    sites: Sequence[tuple[Engine | None, Mapping[Tag, Context]]],
+    owner: Callable[[Address], int | None],
+) -> None:
+    """Compare CT(peer) of every context with what the peer has."""
+    for _, contexts in sites:
+        for context in contexts.values():
+            if not context.carries:
+                continue
+            place = owner(context.outbound_key[16:])
+            assert place is not None, "a context with nobody"
+            engine, there = sites[place]
+            assert engine is not None, "a context with a site that has no shim"
+            other = there.get(context.peer_tag)
+            if other is not None:
+                assert other.outbound_key == context.inbound_key, "the tag is another pair's"
+                assert other.fii == context.fii, "the tag is another fork's"
+
+
+def check_timers(engine: Engine, now: float) -> None:
+    """No deadline has passed unnoticed, and whatever waits has one."""
+    deadline_s = engine.next_deadline()
+    assert deadline_s is None or deadline_s > now - 1e-6, "a deadline without a wake"
+    for context in engine.contexts():
+        assert context.state is not State.IDLE, "a context in IDLE"
+        assert deadline_s is not None, "a context without a timer"
+
+
+def footprint(engine: Engine) -> dict[str, int]:
+    """How much each container holds that can be reached from an engine, by its path."""
+    found: dict[str, int] = {}
+    seen: set[int] = set()
+    todo: list[tuple[str, object]] = [("", engine)]
+    while todo:
+        path, value = todo.pop()
+        if isinstance(value, _PLAIN) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, (Mapping, WeakValueDictionary)):
+            found[path] = len(value)
+            todo += [(f"{path}[]", held) for held in value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
+            found[path] = len(value)
+            todo += [(f"{path}[]", held) for held in value]
+        else:
+            todo += [(f"{path}.{name}", getattr(value, name)) for name in _attributes(value)]
+    return found
+
+
+def _attributes(value: object) -> Iterable[str]:
+    if not type(value).__module__.startswith("m6proxy."):
+        return ()
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    names = {*slots, *getattr(value, "__dict__", ())} - {"__weakref__"}
+    return sorted(name for name in names if hasattr(value, name))
