@@ -38,7 +38,7 @@ def test_a_stopped_demo_leaves_nothing(number: signal.Signals, tmp_path: Path) -
         )
         assert child.poll() is None, "the demo ended by itself"
         child.send_signal(number)
-        assert child.wait(timeout=15) == 1
+        assert child.wait(timeout=60) == 1
         assert lab.namespaces() == []
         assert not lab.state_dir.exists()
         assert list(tmp_path.iterdir()) == []
