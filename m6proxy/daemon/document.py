@@ -248,8 +248,8 @@ class PolicySection(Section):
     demux: list[DemuxText] = Field(
         default_factory=lambda: ["exthdr"],
         min_length=1,
-        description="a list of `exthdr` and `flowlabel`",
-        examples=["[flowlabel, exthdr]"],
+        description="a list of `dstopt`, `exthdr` and `flowlabel`",
+        examples=["[dstopt, exthdr]"],
     )
     forks: list[ForkSection] = Field(
         default_factory=list,

@@ -20,10 +20,12 @@ from m6proxy.reasons import Reason
 from m6proxy.shim import lifecycle
 from m6proxy.shim.context import Context, PendingClose
 from m6proxy.shim.core import Core
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.exploration import candidates
 from m6proxy.shim.features import Feature
 from m6proxy.shim.timers import CLOSE_SENT_MAX, CLOSE_TIMEOUT_S, NO_R1_HOLDDOWN_S, backoff_s
 from m6proxy.shim.transitions import Input, State
+from m6proxy.wire.dstopt import short_tag
 from m6proxy.wire.message import Close, CloseAck
 
 _PACE_S: Final = 0.0005
@@ -113,4 +115,6 @@ def _begin(core: Core, context: Context, cause: Input, due_s: float, now: float)
 
 def _forget(core: Core, context: Context, cause: Input, now: float) -> None:
     core.closed.add(context.local_tag, now)
+    if core.settings.asks_for(DemuxMode.DSTOPT):
+        core.closed.add(short_tag(context.local_tag), now)
     lifecycle.remove(core, context, cause, now)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 from m6proxy.discovery.capability import NameData
 from m6proxy.names import Address, LocatorPair, Tag, UlidPair
 from m6proxy.proof.judge import Proof
+from m6proxy.shim import forward
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.exploration import Exploration
 from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.locators import LocalSet, PeerLocator
@@ -134,6 +136,7 @@ class Context:
         "peer_generation",
         "peer_label",
         "peer_locators",
+        "peer_mode",
         "peer_name",
         "peer_order",
         "peer_parameters",
@@ -146,7 +149,7 @@ class Context:
         "route",
         "send_due_s",
         "send_timeout_s",
-        "sent_label_key",
+        "sent_key",
         "shim_tail",
         "state",
         "suspects",
@@ -155,6 +158,7 @@ class Context:
         "unlabelled_route",
         "update",
         "wire_addresses",
+        "wire_kind",
         "wire_label",
     )
 
@@ -184,11 +188,13 @@ class Context:
         self.label = 0
         """The flow label by which the peer's packets may find the context; 0: by the tag only."""
         self.peer_label = 0
-        """The flow label that the peer wants on our packets; 0: the payload header."""
+        """The flow label that the peer wants on our packets, in mode FLOWLABEL."""
+        self.peer_mode = DemuxMode.EXTHDR
+        """How the peer wants our packets."""
         self.unlabelled_route: bytes | None = None
-        """The locator pair that seemed to lose flow labels, 32 octets."""
-        self.sent_label_key: tuple[bytes, int] | None = None
-        """Where the table has the context by what it sends: our route and the peer's label."""
+        """The locator pair that seemed to lose flow labels, or options, 32 octets."""
+        self.sent_key: tuple[bytes, int] | None = None
+        """Where the table has the context by what it sends: our route, and a label or tag."""
         self.route = key
         """Lp(local) and Lp(peer), 32 octets."""
         self.handshake: Handshake | None = None
@@ -224,6 +230,8 @@ class Context:
         """The flow label that they get, or 0 while they get the payload header."""
         self.shim_tail = b""
         """The last 7 octets of the payload header."""
+        self.wire_kind = forward.SHIM
+        """What the header before it calls it."""
         self.mtu = 0
         self.told_too_big_s = NEVER
         """When the host was last told that its packets do not fit this path."""
@@ -252,10 +260,14 @@ class Context:
         return LocatorPair(self.route[:16], self.route[16:])
 
     @property
-    def demux(self) -> str:
+    def mode(self) -> DemuxMode:
         """How the peer's end finds the context when it gets our re-homed packets."""
-        labelled = self.peer_label and self.route != self.unlabelled_route
-        return "flowlabel" if labelled else "exthdr"
+        return DemuxMode.EXTHDR if self.route == self.unlabelled_route else self.peer_mode
+
+    @property
+    def demux(self) -> str:
+        """The same as a word."""
+        return self.mode.name.lower()
 
     @property
     def carries(self) -> bool:

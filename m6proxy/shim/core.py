@@ -71,9 +71,13 @@ class ShimSettings:
     gateway: Address | None = None
     """The gateway's own address, source of its Packet Too Big."""
     demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,)
-    """Modes that we may send in; the first is the one that we ask peers for."""
+    """Modes that we may send in; peers are asked for those before ``EXTHDR``, in this order."""
     requests_per_s: float = 200.0
     """Control messages that cost us something, for each /48 of sources."""
+
+    def asks_for(self, mode: DemuxMode) -> bool:
+        """Whether peers are asked to send in this mode."""
+        return mode in self.demux[: self.demux.index(DemuxMode.EXTHDR)]
 
 
 class Core:

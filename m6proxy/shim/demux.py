@@ -12,3 +12,6 @@ class DemuxMode(IntEnum):
     """By the context tag in the payload header, 8 octets more."""
     FLOWLABEL = 1
     """By source, destination and the flow label that the receiver chose; no octet more."""
+    DSTOPT = 3
+    """By the low 32 bits of the context tag in a destination option, 8 octets more, which the
+    segmentation of the kernel and of network cards takes along (docs/decisions/0021)."""

@@ -8,7 +8,7 @@ of them is the order in which a packet is sorted:
 outbound  1 carrying context?   2 timers   3 on its ULIDs: accept   4 fits?   5 rewrite
           1' count for the establishment policy, accept
 inbound   0 flow label of a context, where any is expected: restore
-          1 shim header: restore, or take the control message
+          1 shim header or tag option: restore, or take the control message
           2 ICMPv6 error: translate      3 DNS answer: learn
           4 carrying context: timers     5 count for the policy; accept
 """
@@ -16,6 +16,7 @@ inbound   0 flow label of a context, where any is expected: restore
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 from m6proxy.discovery.capability import NameData
@@ -40,6 +41,7 @@ from m6proxy.shim import (
 )
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core, ShimSettings
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import AskCapability, Effect, LearnNames, SendPacket, What
 from m6proxy.shim.entropy import Entropy
 from m6proxy.shim.locators import Uplink
@@ -47,6 +49,7 @@ from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.timers import NEVER
 from m6proxy.shim.transitions import REMEMBERS, Input, ReapState, State, legal
 from m6proxy.shim.verdict import CONSUMED, Verdict
+from m6proxy.wire.dstopt import find_tag_option, option_tag
 from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_SHIM, NEXT_UDP, Walk, find_shim, upper_layer
 
 _SPECIAL: Final = forward.CHAINED | {NEXT_SHIM, NEXT_UDP, 58}
@@ -70,6 +73,8 @@ class Engine:
         self._by_forked = self._core.contexts.by_forked
         self._by_inbound = self._core.contexts.by_inbound
         self._by_tag = self._core.contexts.by_tag
+        self._by_short_tag = self._core.contexts.by_short_tag
+        self._takes_options = settings.asks_for(DemuxMode.DSTOPT)
         self._by_label = self._core.contexts.by_label
         self._expected_labels = self._core.contexts.expected_labels
         self._by_sent_label = self._core.contexts.by_sent_label
@@ -337,6 +342,11 @@ class Engine:
     def _inbound_special(self, packet: bytes, now: float) -> tuple[Verdict, bool]:
         """Returns a verdict and whether it is final."""
         first = packet[6]
+        if self._takes_options and first in forward.CHAINED:
+            with suppress(MalformedMessage):
+                place = find_tag_option(packet)
+                if place is not None:
+                    return self._restore_by_option(packet, place, now), True
         if first == NEXT_UDP:
             if packet[40:42] == _DNS_PORT:
                 self._core.effects.append(LearnNames(packet[48:]))
@@ -375,6 +385,19 @@ class Engine:
             return control.no_context(core, tag, LocatorPair(packet[24:40], packet[8:24]), now)
         if packet[offset + 1]:
             return core.drop(Reason.BAD_FIELD)
+        return self._restored(context, packet, place, now)
+
+    def _restore_by_option(self, packet: bytes, place: Walk, now: float) -> Verdict:
+        """The same with the low 32 bits of the tag in a destination option (decision 21)."""
+        tag = option_tag(packet, place.offset)
+        context = self._by_short_tag.get(tag)
+        if context is None or context.state in REMEMBERS:
+            route = LocatorPair(packet[24:40], packet[8:24])
+            return control.no_context(self._core, tag, route, now)
+        return self._restored(context, packet, place, now)
+
+    def _restored(self, context: Context, packet: bytes, place: Walk, now: float) -> Verdict:
+        core = self._core
         if packet[8:40] != context.last_in_pair or context.state is not _ESTABLISHED:
             refused = self._admit(context, packet, now)
             if refused is not None:

@@ -21,7 +21,9 @@ class Feature(IntFlag):
     """Re-homed packets may carry a flow label instead of the payload header."""
     IDENTIFIER = 32
     """Re-homed packets to locator-only addresses need no tag at all."""
+    DSTOPT = 64
+    """Re-homed packets may carry the context tag in a destination option."""
 
 
-OURS: Final = Feature.CLOSE | Feature.DELTA | Feature.FLOWLABEL
+OURS: Final = Feature.CLOSE | Feature.DELTA | Feature.FLOWLABEL | Feature.DSTOPT
 """What this version understands."""

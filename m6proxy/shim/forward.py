@@ -7,8 +7,10 @@ Rewrite (RFC 5533 §11.1): the ULIDs give way to locators and a payload header o
 goes in at its place in the chain. Restore (§12.2) is the inverse. Upper-layer checksums are
 never touched: their pseudo-header keeps the ULIDs from end to end.
 
-That is demux mode ``exthdr``. In mode ``flowlabel`` (docs/decisions/0014) nothing is inserted:
-``relabel`` puts the receiver's label where the host's was, and ``unlabel`` leaves 0 there.
+That is demux mode ``exthdr``. Mode ``dstopt`` (docs/decisions/0021) differs by the kind of the
+header that goes in: destination options with the tag, of 8 octets too. In mode ``flowlabel``
+(docs/decisions/0014) nothing is inserted: ``relabel`` puts the receiver's label where the
+host's was, and ``unlabel`` leaves 0 there.
 """
 
 from __future__ import annotations
@@ -17,24 +19,27 @@ from typing import Final
 
 from m6proxy.errors import MalformedMessage
 from m6proxy.reasons import Reason
-from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_SHIM, Walk, walk
+from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_DESTINATION, NEXT_SHIM, Walk, walk
 from m6proxy.wire.payload import PAYLOAD_HEADER_OCTETS
 
 GROWTH_OCTETS: Final = PAYLOAD_HEADER_OCTETS
 CHAINED: Final = frozenset({0, 43, 60})
 """Next headers that may stand before the shim header, so that its place must be looked for."""
-_SHIM: Final = bytes([NEXT_SHIM])
+SHIM: Final = bytes([NEXT_SHIM])
+OPTION: Final = bytes([NEXT_DESTINATION])
+"""What the header that ``rewrite`` puts in is called by the one before it."""
 _PAYLOAD_MAX: Final = 0xFFFF
 _FIXED_LINK: Final = 6
 _LABEL_MASK: Final = 0xFFFFF
 """The fixed header's Next Header octet: the shim header stands or comes right behind it."""
 
 
-def rewrite(packet: bytes, addresses: bytes, tail: bytes) -> bytes:
+def rewrite(packet: bytes, addresses: bytes, tail: bytes, kind: bytes = SHIM) -> bytes:
     """Put locators (32 octets) and a payload header (its last 7 octets) into a packet.
 
-    Raises MalformedMessage when the chain of headers leaves no place, or the payload length
-    would not fit.
+    ``kind`` is ``OPTION`` when the 7 octets are those of destination options. Raises
+    MalformedMessage when the chain of headers leaves no place, or the payload length would
+    not fit.
     """
     length = len(packet) - HEADER_OCTETS + GROWTH_OCTETS
     if length > _PAYLOAD_MAX:
@@ -47,7 +52,7 @@ def rewrite(packet: bytes, addresses: bytes, tail: bytes) -> bytes:
             (
                 packet[:4],
                 length.to_bytes(2),
-                _SHIM,
+                kind,
                 packet[7:8],
                 addresses,
                 packet[6:7],
@@ -62,7 +67,7 @@ def rewrite(packet: bytes, addresses: bytes, tail: bytes) -> bytes:
             packet[6:8],
             addresses,
             packet[40:link],
-            _SHIM,
+            kind,
             packet[link + 1 : offset],
             next_header.to_bytes(1),
             tail,
@@ -72,9 +77,9 @@ def rewrite(packet: bytes, addresses: bytes, tail: bytes) -> bytes:
 
 
 def restore(packet: bytes, place: Walk, addresses: bytes) -> bytes:
-    """Take the payload header at ``place`` out and put the ULIDs (32 octets) back.
+    """Take the header with the tag at ``place`` out and put the ULIDs (32 octets) back.
 
-    The caller has checked that 8 octets of payload header stand there. A packet that an
+    The caller has checked that its 8 octets stand there. A packet that an
     ICMPv6 error quotes may be cut at its end: its length field is lowered, not computed.
     """
     link, offset, _ = place

@@ -18,6 +18,7 @@ from m6proxy.shim.core import Core
 from m6proxy.shim.timers import NEVER
 from m6proxy.shim.transitions import ReapState
 from m6proxy.wire.checksum import icmpv6_checksum
+from m6proxy.wire.dstopt import find_tag_option, option_tag
 from m6proxy.wire.ipv6 import MIN_MTU, find_shim
 from m6proxy.wire.payload import is_payload, parse_payload_header
 
@@ -71,13 +72,16 @@ def _sender(core: Core, quoted: bytes) -> Context | None:
         context = core.contexts.by_sent_label.get((addresses, forward.label_of(quoted)))
     if context is None:
         try:
+            route = LocatorPair(addresses[:16], addresses[16:])
+            if core.contexts.by_sent_option and (option := find_tag_option(quoted, whole=False)):
+                return core.contexts.by_sent_short(option_tag(quoted, option.offset), route)
             place = find_shim(quoted, whole=False)
             if place is None or not is_payload(quoted, place.offset):
                 return None
             _, tag = parse_payload_header(quoted[place.offset :])
         except MalformedMessage:
             return None
-        context = core.contexts.by_sent(tag, LocatorPair(addresses[:16], addresses[16:]))
+        context = core.contexts.by_sent(tag, route)
     return context if context is not None and context.route == addresses else None
 
 

@@ -15,11 +15,13 @@ from typing import Final
 from m6proxy.errors import MalformedMessage
 from m6proxy.names import Address, LocatorPair
 from m6proxy.shim import detect, forward, lifecycle
+from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.timers import ICMP_HOLDDOWN_S
 from m6proxy.shim.transitions import Input, legal
 from m6proxy.shim.verdict import CONSUMED, Verdict
 from m6proxy.wire.checksum import icmpv6_checksum
+from m6proxy.wire.dstopt import find_tag_option, option_tag
 from m6proxy.wire.ipv6 import (
     HEADER_OCTETS,
     MIN_MTU,
@@ -53,7 +55,7 @@ def handle_error(core: Core, packet: bytes, offset: int, now: float) -> Verdict:
         translated = _translate_labelled(core, packet, offset)
         if translated is not None:
             return translated
-    quoted = _Quoted.parse(packet[offset + _ICMP_OCTETS :])
+    quoted = _Quoted.parse(core, packet[offset + _ICMP_OCTETS :])
     if quoted is None:
         return None
     if quoted.is_payload:
@@ -83,26 +85,36 @@ class _Quoted:
     octets: bytes
     place: Walk
     route: LocatorPair
+    context: Context | None
+    """Whose packet it is, when it has a tag in an option."""
     is_payload: bool
 
     @classmethod
-    def parse(cls, octets: bytes) -> _Quoted | None:
+    def parse(cls, core: Core, octets: bytes) -> _Quoted | None:
         """None when it has no whole shim header in sight: then it is none of our business."""
         try:
+            route = LocatorPair(octets[8:24], octets[24:40])
+            if core.contexts.by_sent_option:
+                place = find_tag_option(octets, whole=False)
+                if place is not None:
+                    tag = option_tag(octets, place.offset)
+                    context = core.contexts.by_sent_short(tag, route)
+                    return cls(octets, place, route, context, True) if context else None
             place = find_shim(octets, whole=False)
         except MalformedMessage:
             return None
         if place is None:
             return None
-        route = LocatorPair(octets[8:24], octets[24:40])
-        return cls(octets, place, route, is_payload(octets, place.offset))
+        return cls(octets, place, route, None, is_payload(octets, place.offset))
 
 
 def _translate(core: Core, packet: bytes, offset: int, quoted: _Quoted) -> Verdict:
     """Give the host an error about the packet that it sent (RFC 5533 §8, figure 9)."""
     try:
-        _, tag = parse_payload_header(quoted.octets[quoted.place.offset :])
-        context = core.contexts.by_sent(tag, quoted.route)
+        context = quoted.context
+        if context is None:
+            _, tag = parse_payload_header(quoted.octets[quoted.place.offset :])
+            context = core.contexts.by_sent(tag, quoted.route)
         if context is None:
             return None
         inner = forward.restore(quoted.octets, quoted.place, context.outbound_key)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from m6proxy.errors import PeerViolation
 from m6proxy.names import LocatorPair
 from m6proxy.reasons import Reason
+from m6proxy.shim import forward
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import InstallFlow, RemoveFlow, What
 from m6proxy.shim.timers import NEVER, SEND_TIMEOUT_S
 from m6proxy.shim.transitions import Input, ReapState, State
+from m6proxy.wire.dstopt import option_tail
 
 _PAYLOAD_BIT = 1 << 47
 
@@ -25,8 +27,10 @@ def create(core: Core, key: bytes, fii: int, now: float) -> Context:
     context.send_timeout_s = core.settings.send_timeout_s * core.entropy.uniform(0.9, 1.0)
     context.keepalive_timeout_s = SEND_TIMEOUT_S
     core.contexts.add(context)
-    if core.settings.demux[0] is DemuxMode.FLOWLABEL:
+    if core.settings.asks_for(DemuxMode.FLOWLABEL):
         core.contexts.choose_label(context, core.entropy)
+    if core.settings.asks_for(DemuxMode.DSTOPT):
+        core.contexts.take_options(context)
     return context
 
 
@@ -93,9 +97,13 @@ def refresh_path(core: Core, context: Context) -> None:
     context.mtu = uplink.mtu if uplink else 0xFFFF
     context.told_too_big_s = NEVER
     context.wire_addresses = context.route
-    context.shim_tail = b"\x00" + (_PAYLOAD_BIT | context.peer_tag).to_bytes(6)
-    context.wire_label = 0 if context.route == context.unlabelled_route else context.peer_label
-    core.contexts.bind_sent_label(context, context.route)
+    context.wire_label = context.peer_label if context.mode is DemuxMode.FLOWLABEL else 0
+    if context.mode is DemuxMode.DSTOPT:
+        context.shim_tail, context.wire_kind = option_tail(context.peer_tag), forward.OPTION
+    else:
+        context.shim_tail = b"\x00" + (_PAYLOAD_BIT | context.peer_tag).to_bytes(6)
+        context.wire_kind = forward.SHIM
+    core.contexts.bind_sent(context, context.route)
     if context.fii == 0:
         core.effects.append(InstallFlow(context.pair, context.locators, context.peer_tag))
 
@@ -139,6 +147,6 @@ def _leave_flow(core: Core, context: Context) -> None:
     if context.wire_addresses is not None:
         context.wire_addresses = None
         context.wire_label = 0
-        core.contexts.bind_sent_label(context, None)
+        core.contexts.bind_sent(context, None)
         if context.fii == 0:
             core.effects.append(RemoveFlow(context.pair))

@@ -36,7 +36,7 @@ def rewrite(core: Core, context: Context, packet: bytes, now: float) -> Verdict:
         core.rewritten += 1
         return forward.relabel(packet, addresses, label)
     try:
-        rewritten = forward.rewrite(packet, addresses, context.shim_tail)
+        rewritten = forward.rewrite(packet, addresses, context.shim_tail, context.wire_kind)
     except MalformedMessage as malformed:
         return core.drop(malformed.reason)
     core.rewritten += 1

@@ -56,6 +56,10 @@ longer list is ignored."""
 _LOCATOR_OCTETS: Final = 19
 """What one locator takes in list and preferences, rounded up: method, address, two octets."""
 _LOT_MIN: Final = 1e-9
+_FEATURE_OF: Final[dict[int, Feature]] = {
+    DemuxMode.FLOWLABEL: Feature.FLOWLABEL,
+    DemuxMode.DSTOPT: Feature.DSTOPT,
+}
 _LISTED_MAX: Final = 255
 """A list has no more places (§5.15.2)."""
 
@@ -75,8 +79,14 @@ def offer(
         options.append(KeepaliveTimeout(max(1, int(core.settings.send_timeout_s))))
     if OURS:
         options.append(Features(OURS))
+    asked: dict[DemuxMode, int] = {}
     if context.label and (context.peer_features & Feature.FLOWLABEL or not context.carries):
-        options.append(Demux(DemuxMode.FLOWLABEL, context.label))
+        asked[DemuxMode.FLOWLABEL] = context.label
+    if core.settings.asks_for(DemuxMode.DSTOPT) and (
+        context.peer_features & Feature.DSTOPT or not context.carries
+    ):
+        asked[DemuxMode.DSTOPT] = 0
+    options += [Demux(mode, asked[mode]) for mode in core.settings.demux if mode in asked]
     local_set = context.local_set
     room_octets -= len(encode_options(options))
     listed = local_set.options()
@@ -103,7 +113,7 @@ def adopt_peer(
     core.contexts.bind_peer_tag(context, peer_tag)
     features = find(options, Features)
     context.peer_features = features.bits & OURS if features is not None else 0
-    context.peer_label = 0
+    context.peer_mode, context.peer_label = DemuxMode.EXTHDR, 0
     adopt_demux(core, context, options)
     name = find(options, SenderName)
     claimed = name.name if name is not None else None
@@ -113,12 +123,19 @@ def adopt_peer(
 
 
 def adopt_demux(core: Core, context: Context, options: tuple[Option, ...]) -> None:
-    """Send in the mode that the peer accepts, when our policy has it too; no option: no change."""
-    demux = find(options, Demux)
-    if demux is None or DemuxMode.FLOWLABEL not in core.settings.demux:
+    """Send in the first mode that the peer asks for and our policy has; no option: no change."""
+    asked = [option for option in options if isinstance(option, Demux)]
+    if not asked:
         return
-    wanted = demux.mode == DemuxMode.FLOWLABEL and context.peer_features & Feature.FLOWLABEL
-    context.peer_label = demux.label if wanted else 0
+    context.peer_mode, context.peer_label = DemuxMode.EXTHDR, 0
+    for option in asked:
+        feature = _FEATURE_OF.get(option.mode)
+        if feature is None or not context.peer_features & feature:
+            continue
+        mode = DemuxMode(option.mode)
+        if mode in core.settings.demux and (option.label or mode is not DemuxMode.FLOWLABEL):
+            context.peer_mode, context.peer_label = mode, option.label
+            break
     context.unlabelled_route = None
     if context.carries:
         lifecycle.refresh_path(core, context)

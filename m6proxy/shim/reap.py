@@ -17,6 +17,7 @@ from m6proxy.reasons import Reason
 from m6proxy.shim import failback
 from m6proxy.shim.context import NO_LOCATORS, Context
 from m6proxy.shim.core import Core
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import AskProof, What
 from m6proxy.shim.exploration import RECORDS_MAX, Exploration, best, candidates
 from m6proxy.shim.held import HeldSegments
@@ -294,17 +295,19 @@ def _move(core: Core, context: Context, pair: LocatorPair, now: float) -> None:
 
 
 def _doubt_label(core: Core, context: Context) -> None:
-    """Probes pass the pair in use, but packets were not answered: maybe it loses flow labels.
+    """Probes pass the pair in use, but packets were not answered: maybe it loses flow labels,
+    or drops packets with options.
 
     Probes carry none, so nothing else would show it. The payload header survives any path.
     """
     exploration, rehomed_s = context.exploration, context.rehomed_s
-    if not context.wire_label or exploration is None or rehomed_s is None:
+    if context.mode is DemuxMode.EXTHDR or exploration is None or rehomed_s is None:
         return
     if context.reap_state is not ReapState.OPERATIONAL and exploration.started_s > rehomed_s:
+        mode = context.demux
         context.unlabelled_route = context.route
         refresh_path(core, context)
-        core.report(What.UPDATED, context.pair, "no flow labels on this path")
+        core.report(What.UPDATED, context.pair, f"no {mode} on this path")
 
 
 def _send_probe(core: Core, context: Context, now: float) -> None:

@@ -7,11 +7,15 @@ from typing import Final
 
 from m6proxy.names import LocatorPair, Tag
 from m6proxy.shim.context import Context
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.entropy import Entropy
+from m6proxy.wire.dstopt import SHORT_MASK, short_tag
 
 LABELS_MAX: Final = 1 << 19
 """Half of all flow labels: further contexts are found by their tags only."""
 _LABEL_MASK: Final = 0xFFFFF
+_OPTION_KEY: Final = SHORT_MASK + 1
+"""Added to a short tag: no flow label is that large."""
 
 
 class ContextTable:
@@ -26,6 +30,8 @@ class ContextTable:
         "by_label",
         "by_outbound",
         "by_sent_label",
+        "by_sent_option",
+        "by_short_tag",
         "by_tag",
         "expected_labels",
     )
@@ -45,6 +51,10 @@ class ContextTable:
         """Those of them that have seen a locator pair other than the ULIDs."""
         self.by_sent_label: dict[tuple[bytes, int], Context] = {}
         """Re-homed contexts by the addresses (32 octets) and flow label of what they send."""
+        self.by_short_tag: dict[int, Context] = {}
+        """Contexts by the 32 bits of CT(local) that fit an option, where peers may send those."""
+        self.by_sent_option: dict[tuple[bytes, int], Context] = {}
+        """Re-homed contexts by the addresses and the option's tag (``_OPTION_KEY`` added)."""
         self._by_pair: dict[bytes | tuple[bytes, int], Context] = {}
         self._by_nonce: dict[int, Context] = {}
         self._by_peer_tag: dict[Tag, tuple[Context, ...]] = {}
@@ -59,7 +69,7 @@ class ContextTable:
         """A context tag that no context uses (RFC 5533 §7.1)."""
         while True:
             tag = entropy.tag()
-            if tag not in self.by_tag:
+            if tag not in self.by_tag and short_tag(tag) not in self.by_short_tag:
                 return tag
 
     def add(self, context: Context) -> None:
@@ -77,9 +87,15 @@ class ContextTable:
         if context.label:
             del self.by_label[context.label]
             self.expected_labels.pop(context.label, None)
+        if self.by_short_tag:
+            self.by_short_tag.pop(short_tag(context.local_tag), None)
         self.unbind_nonce(context)
         self.bind_peer_tag(context, 0)
         self.close(context)
+
+    def take_options(self, context: Context) -> None:
+        """Let packets with the tag in an option find the context."""
+        self.by_short_tag[short_tag(context.local_tag)] = context
 
     def choose_label(self, context: Context, entropy: Entropy) -> None:
         """Give a context a flow label that no other has, whatever its locators may become."""
@@ -94,14 +110,21 @@ class ContextTable:
         if context.label:
             self.expected_labels[context.label] = context
 
-    def bind_sent_label(self, context: Context, route: bytes | None) -> None:
-        """Note that the context sends with the peer's label on a route (32 octets), or stops."""
-        key = (route, context.wire_label) if route is not None and context.wire_label else None
-        if context.sent_label_key is not None:
-            self.by_sent_label.pop(context.sent_label_key, None)
-        context.sent_label_key = key
-        if key is not None:
-            self.by_sent_label[key] = context
+    def bind_sent(self, context: Context, route: bytes | None) -> None:
+        """Note what the context puts into packets on a route (32 octets), or that it stops."""
+        if context.sent_key is not None:
+            self.by_sent_label.pop(context.sent_key, None)
+            self.by_sent_option.pop(context.sent_key, None)
+        context.sent_key = None
+        if route is None:
+            return
+        mode = context.mode
+        if mode is DemuxMode.FLOWLABEL:
+            context.sent_key = (route, context.peer_label)
+            self.by_sent_label[context.sent_key] = context
+        elif mode is DemuxMode.DSTOPT:
+            context.sent_key = (route, _OPTION_KEY | short_tag(context.peer_tag))
+            self.by_sent_option[context.sent_key] = context
 
     def open(self, context: Context) -> None:
         """Let packets find the context; forks are not found by their ULIDs."""
@@ -160,7 +183,11 @@ class ContextTable:
         for context in self.by_peer_tag(tag):
             if context.local_set.uplink_of(route.local) and context.peer_locator(route.peer):
                 return context
-        return None
+        return self.by_sent_short(tag, route)
+
+    def by_sent_short(self, short: int, route: LocatorPair) -> Context | None:
+        """Find the re-homed context that sends an option with these 32 bits on a route."""
+        return self.by_sent_option.get((route.local + route.peer, _OPTION_KEY | short))
 
 
 def _pair_key(key: bytes, fii: int) -> bytes | tuple[bytes, int]:

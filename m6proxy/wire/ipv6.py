@@ -11,6 +11,7 @@ A chain holds at most ``MAX_HEADERS`` extension headers; a longer one is refused
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from m6proxy.errors import MalformedMessage
@@ -138,6 +139,25 @@ def find_shim(packet: bytes, *, whole: bool = True) -> Walk | None:
         end = _end_of(packet, offset)
         link, offset = offset, end
         next_header = packet[link]
+    raise _too_many(offset)
+
+
+def destination_options(packet: bytes, *, whole: bool = True) -> Iterator[Walk]:
+    """The Destination Options headers of a packet where a shim header may stand, in order.
+
+    Raises MalformedMessage as ``walk`` does, but only for what stands before the one that is
+    asked for; each has the octets in the packet that its length promises.
+    """
+    _check_fixed_header(packet, whole)
+    link, offset = _NEXT_HEADER_AT, HEADER_OCTETS
+    for _ in range(MAX_HEADERS + 1):
+        next_header = packet[link]
+        if next_header not in _BEFORE_SHIM:
+            return
+        end = _end_of(packet, offset)
+        if next_header == NEXT_DESTINATION:
+            yield Walk(link, offset, next_header)
+        link, offset = offset, end
     raise _too_many(offset)
 
 

@@ -236,7 +236,7 @@ class Demux:
     """How packets to the sender may find the context: ours, never critical (docs/wire.md)."""
 
     mode: int
-    """8 bits: 0 payload header, 1 flow label; others are kept and mean 0."""
+    """8 bits: 0 payload header, 1 flow label, 3 destination option; others are kept and mean 0."""
     label: int = 0
     """20 bits: the flow label that the sender chose, 0 when there is none."""
 

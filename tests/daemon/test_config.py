@@ -81,9 +81,9 @@ def test_demux_modes_in_order_of_preference() -> None:
     [
         ("[flowlabel]", "exthdr is missing"),
         ("[exthdr, exthdr]", "a mode stands there twice"),
-        ("[tags, exthdr]", "'tags' is no demux mode; the modes are exthdr, flowlabel"),
-        ("exthdr", "'exthdr' is not a list of `exthdr` and `flowlabel`"),
-        ("[]", "is not a list of `exthdr` and `flowlabel`"),
+        ("[tags, exthdr]", "'tags' is no demux mode; the modes are exthdr, flowlabel, dstopt"),
+        ("exthdr", "'exthdr' is not a list of `dstopt`, `exthdr` and `flowlabel`"),
+        ("[]", "is not a list of `dstopt`, `exthdr` and `flowlabel`"),
     ],
 )
 def test_demux_modes_that_cannot_be(written: str, what: str) -> None:

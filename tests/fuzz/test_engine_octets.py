@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 from hypothesis import given, settings
@@ -40,16 +41,19 @@ def world(name: str) -> tuple[Pair, tuple[bytes, ...]]:
         assert pair.alpha.context.state is State.I2_SENT
     else:
         labels = (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR)
-        pair = {
+        options = (DemuxMode.DSTOPT, DemuxMode.EXTHDR)
+        worlds: dict[str, Callable[[], Pair]] = {
             "established": established,
             "moved": moved,
             "labelled": lambda: moved(demux=labels),
-        }[name]()
+            "optioned": lambda: moved(demux=options),
+        }
+        pair = worlds[name]()
         pair.stream(2.0)
     return pair, tuple(dict.fromkeys(packet for _, packet in pair.wire))
 
 
-WORLDS = st.sampled_from(["new", "half", "established", "moved", "labelled"])
+WORLDS = st.sampled_from(["new", "half", "established", "moved", "labelled", "optioned"])
 
 
 def check(pair: Pair, packet: bytes) -> None:

@@ -43,6 +43,10 @@ MODES = {
         **QUICK,
         "send_timeout_s: 3": "send_timeout_s: 1\n  demux: [flowlabel, exthdr]",
     },
+    "dstopt": {
+        **QUICK,
+        "send_timeout_s: 3": "send_timeout_s: 1\n  demux: [dstopt, exthdr]",
+    },
 }
 
 
@@ -92,7 +96,7 @@ def test_every_upper_layer_comes_out_at_the_other_host_as_sent(lab: Lab, mode: s
     source, destination = address(A1), address(B1)
     with on_isp2(lab, mode), raw(lab) as (sender, receiver):
         for name, (protocol, octets) in upper_layers(source, destination).items():
-            octets = octets[:1452] if mode == "exthdr" else octets
+            octets = octets if mode == "flowlabel" else octets[:1452]
             packet = build_packet(
                 source,
                 destination,
@@ -104,13 +108,15 @@ def test_every_upper_layer_comes_out_at_the_other_host_as_sent(lab: Lab, mode: s
             )
             arrived = _crosses(sender, receiver, packet)
             assert arrived is not None, name
-            wanted = with_label(packet, HOST_LABEL if mode == "exthdr" else 0)
+            wanted = with_label(packet, 0 if mode == "flowlabel" else HOST_LABEL)
             assert arrived[:HOP_LIMIT_AT] == wanted[:HOP_LIMIT_AT], name
             assert arrived[HOP_LIMIT_AT] < HOPS
             assert arrived[HOP_LIMIT_AT + 1 :] == wanted[HOP_LIMIT_AT + 1 :], name
 
 
-@pytest.mark.parametrize(("mode", "fits"), [("exthdr", 1492), ("flowlabel", 1500)])
+@pytest.mark.parametrize(
+    ("mode", "fits"), [("exthdr", 1492), ("flowlabel", 1500), ("dstopt", 1492)]
+)
 def test_full_packets_pass_without_growth_and_are_refused_with_it(
     lab: Lab, mode: str, fits: int
 ) -> None:

@@ -1,4 +1,5 @@
-"""How a re-homed packet finds its context: by its tag, or by a flow label with the addresses."""
+"""How a re-homed packet finds its context: by its tag, as a header or an option, or by a flow
+label with the addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.features import Feature
 from m6proxy.wire.ipv6 import NEXT_SHIM, build_packet
-from m6proxy.wire.message import I2, R2, UpdateRequest
+from m6proxy.wire.message import I2, R2, R1bis, UpdateRequest
 from m6proxy.wire.options import Demux, Features, LocatorList, find
 from tests.harness.entropy import SeededEntropy
 from tests.harness.packets import control, find_messages, icmp_error, udp
@@ -22,6 +23,9 @@ from tests.shim.moved import moved
 
 TAGS = (DemuxMode.EXTHDR,)
 LABELS = (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR)
+OPTIONS = (DemuxMode.DSTOPT, DemuxMode.EXTHDR)
+ALL = (DemuxMode.DSTOPT, DemuxMode.FLOWLABEL, DemuxMode.EXTHDR)
+ANY_BUT_ASKING = (DemuxMode.EXTHDR, DemuxMode.FLOWLABEL, DemuxMode.DSTOPT)
 TAGS_OR_LABELS = (DemuxMode.EXTHDR, DemuxMode.FLOWLABEL)
 ROUTER = bytes.fromhex("20010db800ff00000000000000000001")
 HOST_LABEL = 0x12345
@@ -36,9 +40,9 @@ def labelled() -> Pair:
 def mixed(alpha: tuple[DemuxMode, ...], beta: tuple[DemuxMode, ...]) -> Pair:
     """Two ends of different policies, both moved to isp2."""
     pair = Pair()
-    for site, demux in ((pair.alpha, alpha), (pair.beta, beta)):
+    for seed, (site, demux) in enumerate(((pair.alpha, alpha), (pair.beta, beta))):
         site.settings = replace(site.settings, demux=demux)
-        site.engine = Engine(site.settings, SeededEntropy(len(demux)))
+        site.engine = Engine(site.settings, SeededEntropy(seed))
     pair.establish()
     pair.cut_provider("a", 1)
     pair.cut_provider("b", 1)
@@ -46,7 +50,13 @@ def mixed(alpha: tuple[DemuxMode, ...], beta: tuple[DemuxMode, ...]) -> Pair:
     return pair
 
 
-@pytest.mark.parametrize("demux", [TAGS, LABELS], ids=["exthdr", "flowlabel"])
+@pytest.fixture
+def optioned() -> Pair:
+    """Both ends on their second provider, with tags in options."""
+    return moved(demux=OPTIONS)
+
+
+@pytest.mark.parametrize("demux", [TAGS, LABELS, OPTIONS], ids=["exthdr", "flowlabel", "dstopt"])
 @pytest.mark.parametrize("name", upper_layers(A1, B1))
 def test_every_upper_layer_comes_out_as_it_went_in(name: str, demux: tuple[DemuxMode, ...]) -> None:
     pair = moved(demux=demux)
@@ -88,6 +98,12 @@ def test_both_ends_name_a_label_before_anything_is_sent_with_it(labelled: Pair) 
         (TAGS_OR_LABELS, LABELS, ("flowlabel", "exthdr")),
         (LABELS, TAGS_OR_LABELS, ("exthdr", "flowlabel")),
         (TAGS_OR_LABELS, TAGS_OR_LABELS, ("exthdr", "exthdr")),
+        (OPTIONS, OPTIONS, ("dstopt", "dstopt")),
+        (OPTIONS, TAGS, ("exthdr", "exthdr")),
+        (OPTIONS, LABELS, ("exthdr", "exthdr")),
+        (ALL, LABELS, ("flowlabel", "flowlabel")),
+        (ALL, OPTIONS, ("dstopt", "dstopt")),
+        (OPTIONS, ANY_BUT_ASKING, ("exthdr", "dstopt")),
     ],
 )
 def test_each_direction_has_the_mode_that_its_receiver_asks_for_and_its_sender_allows(
@@ -231,3 +247,120 @@ def test_the_first_labelled_packet_needs_no_announcement() -> None:
     label = pair.alpha.context.label
     ours = build_packet(B1_ISP2, A1_ISP2, UNKNOWN, b"ours", flow_label=label)
     assert pair.inject(pair.alpha, ours) == build_packet(B1, A1, UNKNOWN, b"ours")
+
+
+def test_the_option_stands_where_the_payload_header_would(optioned: Pair) -> None:
+    alpha, beta = optioned.alpha, optioned.beta
+    packet = udp(A1, B1, b"hello")
+    sent = alpha.engine.handle_outbound(packet, optioned.clock.now)
+    tag = beta.context.local_tag & 0xFFFFFFFF
+    assert isinstance(sent, bytes)
+    assert sent[4:8] == (len(packet) - 32).to_bytes(2) + b"\x3c" + packet[7:8]
+    assert sent[8:40] == A1_ISP2 + B1_ISP2
+    assert sent[40:48] == b"\x11\x00\x9e\x04" + tag.to_bytes(4)
+    assert sent[48:] == packet[40:]
+    assert optioned.inject(beta, sent) == packet
+
+
+def test_the_option_is_offered_and_only_where_it_is_asked_for(optioned: Pair) -> None:
+    (_, _, i2), *_ = find_messages(optioned.wire_control(), I2)
+    features = find(i2.options, Features)
+    assert find(i2.options, Demux) == Demux(DemuxMode.DSTOPT)
+    assert features is not None and features.bits & Feature.DSTOPT
+    table = moved().alpha.engine._core.contexts
+    assert not table.by_short_tag and not table.by_sent_option
+
+
+def test_the_best_liked_mode_is_named_first() -> None:
+    pair = moved(demux=ALL)
+    (_, _, i2), *_ = find_messages(pair.wire_control(), I2)
+    assert [option for option in i2.options if isinstance(option, Demux)] == [
+        Demux(DemuxMode.DSTOPT),
+        Demux(DemuxMode.FLOWLABEL, pair.alpha.context.label),
+    ]
+
+
+def test_a_tag_that_nobody_gave_out_is_dropped_and_recovery_is_offered(optioned: Pair) -> None:
+    beta = optioned.beta
+    unknown = beta.context.local_tag & 0xFFFFFFFF ^ 1
+    packet = _with_option(A1_ISP2, B1_ISP2, unknown)
+    assert optioned.inject(beta, packet) is Reason.NO_CONTEXT
+    *_, (_, _, r1bis) = find_messages(optioned.wire_control(), R1bis)
+    assert r1bis.packet_tag == unknown
+
+
+def test_a_right_tag_from_elsewhere_restores_nothing(optioned: Pair) -> None:
+    tag = optioned.beta.context.local_tag & 0xFFFFFFFF
+    for source, destination in ((ROUTER, B1_ISP2), (A1_ISP2, B2)):
+        packet = _with_option(source, destination, tag)
+        assert optioned.inject(optioned.beta, packet) is Reason.WRONG_LOCATOR
+
+
+def test_who_did_not_ask_for_options_passes_them_on() -> None:
+    pair = moved()
+    packet = _with_option(A1_ISP2, B1_ISP2, pair.beta.context.local_tag & 0xFFFFFFFF)
+    assert pair.inject(pair.beta, packet) is None
+
+
+@pytest.mark.parametrize("octets", [41, 44, 47])
+def test_an_option_that_is_cut_is_a_plain_packet(optioned: Pair, octets: int) -> None:
+    packet = _with_option(A1_ISP2, B1_ISP2, 1)[:octets]
+    packet = packet[:4] + (octets - 40).to_bytes(2) + packet[6:]
+    assert optioned.inject(optioned.beta, packet) is None
+
+
+def test_a_peer_that_lost_its_state_is_found_by_the_options_tag(optioned: Pair) -> None:
+    optioned.restart(optioned.beta)
+    optioned.stream(1.0, interval_s=0.1)
+    assert optioned.beta.context.carries, "R1bis and I2bis, in a few round trips"
+    before = len(optioned.beta.delivered)
+    packet = optioned.talk(optioned.alpha)
+    optioned.run(0.1)
+    assert [arrived for _, arrived in optioned.beta.delivered[before:]] == [packet]
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "told"), [(1, 0, 0), (2, 1400, 1392), (3, 0, 0), (4, 42, 6), (4, 50, 42)]
+)
+def test_an_error_about_an_option_names_ulids_and_8_octets_less(
+    optioned: Pair, kind: int, word: int, told: int
+) -> None:
+    packet = build_packet(A1, B1, UNKNOWN, bytes(300), flow_label=HOST_LABEL)
+    sent = optioned.alpha.engine.handle_outbound(packet, optioned.clock.now)
+    assert isinstance(sent, bytes)
+    error = icmp_error(ROUTER, A1_ISP2, kind, 0, word, sent[:200])
+    verdict = optioned.inject(optioned.alpha, error)
+    quoted = packet[:192]
+    assert verdict == icmp_error(ROUTER, A1, kind, 0, told, quoted)
+
+
+def test_a_path_that_drops_options_gets_the_payload_header() -> None:
+    pair = moved(demux=OPTIONS)
+    pair.lose = lambda packet: packet[6] == 60
+    pair.stream(10.0, both=True, interval_s=0.1)
+    assert {site.context.demux for site in pair.sites.values()} == {"exthdr"}
+    before = len(pair.beta.delivered)
+    packet = pair.talk(pair.alpha)
+    pair.run(0.1)
+    assert [arrived for _, arrived in pair.beta.delivered[before:]] == [packet]
+
+
+def test_tags_of_options_are_forgotten_with_their_contexts(optioned: Pair) -> None:
+    optioned.run(2000)
+    for site in optioned.sites.values():
+        table = site.engine._core.contexts
+        assert not len(table) and not table.by_short_tag and not table.by_sent_option
+
+
+def test_late_options_of_a_closed_context_invite_no_recovery(optioned: Pair) -> None:
+    tag = optioned.beta.context.local_tag & 0xFFFFFFFF
+    optioned.alpha.engine.close_all(optioned.clock.now)
+    optioned.run(1.0)
+    before = len(find_messages(optioned.wire_control(), R1bis))
+    assert optioned.inject(optioned.beta, _with_option(A1_ISP2, B1_ISP2, tag)) is Reason.NO_CONTEXT
+    assert len(find_messages(optioned.wire_control(), R1bis)) == before
+
+
+def _with_option(source: bytes, destination: bytes, short: int) -> bytes:
+    head = b"\x11\x00\x9e\x04" + short.to_bytes(4)
+    return build_packet(source, destination, 60, head + udp(A1, B1, b"?")[40:])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from m6proxy.errors import MalformedMessage
 from m6proxy.reasons import Reason
 from m6proxy.shim import forward
+from m6proxy.wire.dstopt import find_tag_option, option_tail
 from m6proxy.wire.ipv6 import MAX_HEADERS, NEXT_SHIM, Walk, build_packet, find_shim, upper_layer
 from tests.harness.packets import tcp
 from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2
@@ -65,6 +66,18 @@ def test_restore_is_the_inverse_of_rewrite(packet: bytes) -> None:
     assert rewritten[place.offset + 1 : place.offset + 8] == TAIL
     assert rewritten[place.offset + 8 :] == packet[place.offset :]
     assert forward.restore(rewritten, place, ULIDS) == packet
+
+
+@settings(deadline=None, max_examples=300)
+@given(packets())
+def test_the_same_with_the_tag_as_an_option(packet: bytes) -> None:
+    tail = option_tail(0x12345678)
+    rewritten = forward.rewrite(packet, LOCATORS, tail, forward.OPTION)
+    place = find_tag_option(rewritten)
+    assert place is not None and rewritten[place.link] == 60
+    assert rewritten[place.offset + 1 : place.offset + 8] == tail
+    assert forward.restore(rewritten, place, ULIDS) == packet
+    assert len(rewritten) == len(forward.rewrite(packet, LOCATORS, TAIL))
 
 
 @settings(deadline=None, max_examples=500)

@@ -173,6 +173,7 @@ OPTION_VALUES: dict[str, Option] = {
         1, 0xFFFFFFFE, ((METHOD_DNS, Preference(BROKEN, 2, 3), A1),), (B1,)
     ),
     "demux by flow label": Demux(1, 0xABCDE),
+    "demux by destination option": Demux(3),
 }
 
 OPTIONS_RECEIVED_ONLY: dict[str, tuple[Option, ...]] = {
