@@ -1,0 +1,151 @@
+"""A loaded BPF program, and the trial runs of it on packets of our own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from m6proxy.dataplane.bpf import syscall
+from m6proxy.errors import SetupError
+
+LOG_OCTETS: Final = 1 << 20
+_LOG_LINES = 30
+_HASH = 1
+_ROOM_EXTRA = 512
+"""How much longer a packet may become in a test run."""
+
+
+class ProgramKind(IntEnum):
+    """enum bpf_prog_type, those that we use."""
+
+    SCHED_CLS = 3
+    XDP = 6
+
+
+class ProgramRefused(SetupError):
+    """The kernel's verifier does not accept a program; ``log`` has its last lines."""
+
+    def __init__(self, name: str, why: str, log: list[str]) -> None:
+        remedy = "set fast_path: off, or use a kernel that accepts it"
+        super().__init__(f"BPF program {name}: the kernel refuses it: {why}; {remedy}")
+        self.log = log
+
+
+_WORD = struct.Struct("=I")
+_CONTEXT_OCTETS = 192
+_MARK_AT, _PRIORITY_AT, _INGRESS_AT, _INTERFACE_AT = 8, 32, 36, 40
+_CALLBACK_AT = 48
+_GSO_SEGMENTS_AT, _GSO_SIZE_AT = 164, 176
+"""Places in struct __sk_buff; the tests hold them against the compiler's header."""
+
+
+@dataclass(frozen=True, slots=True)
+class SkBuff:
+    """What a program sees beside the octets (struct __sk_buff), as far as a trial may set it.
+
+    An interface index must be one of our namespace; 0 leaves it to the kernel (loopback).
+    """
+
+    mark: int = 0
+    priority: int = 0
+    ingress_index: int = 0
+    interface_index: int = 0
+    callback: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
+    gso_segments: int = 0
+    gso_size: int = 0
+
+    def encode(self) -> bytes:
+        """Return it as the kernel takes it: 192 octets."""
+        octets = bytearray(_CONTEXT_OCTETS)
+        for place, word in self._words():
+            _WORD.pack_into(octets, place, word)
+        return bytes(octets)
+
+    def _words(self) -> Iterator[tuple[int, int]]:
+        yield _MARK_AT, self.mark
+        yield _PRIORITY_AT, self.priority
+        yield _INGRESS_AT, self.ingress_index
+        yield _INTERFACE_AT, self.interface_index
+        for number, word in enumerate(self.callback):
+            yield _CALLBACK_AT + 4 * number, word
+        yield _GSO_SEGMENTS_AT, self.gso_segments
+        yield _GSO_SIZE_AT, self.gso_size
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a program did with a packet."""
+
+    verdict: int
+    packet: bytes
+    mark: int
+    duration_ns: int
+    """The mean of one run."""
+
+
+class Program:
+    """One program. Methods raise OSError with the kernel's errno."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self.descriptor = descriptor
+        self.name = name
+
+    def close(self) -> None:
+        """Close the descriptor; safe to call twice. Attached, the program goes on."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def trial(self, packet: bytes, context: SkBuff | None = None, *, repeat: int = 1) -> Trial:
+        """Run a SCHED_CLS program on a frame: 14 octets of Ethernet header, then the packet.
+
+        Nothing is sent or redirected; maps are changed as by any packet.
+        """
+        given = (context or SkBuff()).encode()
+        run = syscall.prog_test_run(
+            self.descriptor, packet, given, room=len(packet) + _ROOM_EXTRA, repeat=repeat
+        )
+        mark = _WORD.unpack_from(run.context, _MARK_AT)[0]
+        return Trial(run.verdict, run.packet, mark, run.duration_ns)
+
+
+def load_program(kind: ProgramKind, instructions: bytes, license_text: bytes, name: str) -> Program:
+    """Give a program to the verifier.
+
+    Raises ProgramRefused with the end of the verifier's log, SetupError when the kernel does
+    not even look at it.
+    """
+    try:
+        return Program(syscall.prog_load(kind, instructions, license_text, name)[0], name)
+    except OSError as refused:
+        if refused.errno == errno.EPERM and not _may_load():
+            raise SetupError(
+                f"BPF program {name}: not permitted; run m6proxy as root, or give it CAP_BPF "
+                "and CAP_NET_ADMIN"
+            ) from None
+        why = refused.strerror or str(refused)
+    try:
+        descriptor, log = syscall.prog_load(
+            kind, instructions, license_text, name, log_octets=LOG_OCTETS
+        )
+    except OSError:
+        raise ProgramRefused(name, why, []) from None
+    if descriptor >= 0:  # it was refused for want of something that is there now
+        return Program(descriptor, name)
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith("processed ")]
+    raise ProgramRefused(name, " | ".join([why, *telling[-2:]]), lines[-_LOG_LINES:])
+
+
+def _may_load() -> bool:
+    """Tell a lack of privileges from the verifier's EPERM: a map needs them as well."""
+    try:
+        os.close(syscall.map_create(_HASH, 4, 4, 1, 0, "m6p_may"))
+    except OSError:
+        return False
+    return True

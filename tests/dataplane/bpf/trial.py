@@ -1,0 +1,48 @@
+"""The object that the loader's tests load, compiled once for the whole run."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from m6proxy.dataplane.bpf.load import BpfObject, Loaded, load, parse_object
+
+SOURCE = Path(__file__).with_name("trial.bpf.c")
+ETHERNET = bytes(12) + b"\x86\xdd"
+COUNT_ALL, COUNT_ALL_AGAIN = (number.to_bytes(4, "little") for number in (0, 1))
+"""Where the programs of these names count, in map ``seen``."""
+
+
+@functools.cache
+def compiled(source: Path = SOURCE) -> bytes:
+    """Compile a BPF program; the source cannot change while the tests run."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "trial.bpf.o"
+        subprocess.run(
+            [
+                "clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Werror",
+                f"-I/usr/include/{platform.machine()}-linux-gnu", "-c", str(source),
+                "-o", str(target),
+            ],
+            check=True,
+        )  # fmt: skip
+        return target.read_bytes()
+
+
+def trial_object() -> BpfObject:
+    """Return the object, parsed."""
+    return parse_object(compiled(), "trial.bpf.o")
+
+
+@pytest.fixture
+def trial() -> Iterator[Loaded]:
+    """The object in the kernel, unpinned and attached to nothing."""
+    loaded = load(trial_object())
+    yield loaded
+    loaded.close()
