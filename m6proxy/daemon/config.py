@@ -91,6 +91,8 @@ class Config:
     """Whether contexts go back to a better pair."""
     failback_hold_s: float = 60.0
     """How long a better pair must answer before a context goes back to it."""
+    probes_per_s: float = 5000.0
+    """At most so many probes of searches, all contexts together."""
     max_contexts: int = 200_000
     hosts: tuple[tuple[str, Address], ...] = ()
     """Names of local hosts with their address; overrides PTR."""
@@ -189,6 +191,7 @@ def _freeze(file: ConfigFile) -> Config:
         idle_s=policy.idle_s,
         failback=FailbackMode(policy.failback),
         failback_hold_s=policy.failback_hold_s,
+        probes_per_s=policy.probes_per_s,
         max_contexts=policy.max_contexts,
         hosts=tuple((name, address(text)) for name, text in file.hosts.items()),
         peers=tuple((name, address(text)) for name, texts in file.peers.items() for text in texts),

@@ -276,6 +276,13 @@ class PolicySection(Section):
     failback_hold_s: float = Field(
         default=60.0, ge=10, le=86_400, description="seconds from 10 to 86400", examples=["60"]
     )
+    probes_per_s: float = Field(
+        default=5000.0,
+        ge=10,
+        le=100_000,
+        description="a rate from 10 to 100000",
+        examples=["5000"],
+    )
     max_contexts: int = Field(
         default=200_000,
         ge=1,

@@ -189,6 +189,7 @@ def shim_settings(config: Config) -> ShimSettings:
         idle_s=config.idle_s,
         failback=config.failback,
         failback_hold_s=config.failback_hold_s,
+        probes_per_s=config.probes_per_s,
         max_contexts=config.max_contexts,
         gateway=own_address(
             (*config.lan, *(uplink.interface for uplink in config.uplinks)),

@@ -22,6 +22,7 @@ from m6proxy.shim.firstpackets import FirstPackets
 from m6proxy.shim.history import UplinkHistory
 from m6proxy.shim.inquiries import Inquiries
 from m6proxy.shim.locators import LocalSets, Uplink
+from m6proxy.shim.pace import Pace
 from m6proxy.shim.policy import (
     DETECTION,
     Accounts,
@@ -72,6 +73,8 @@ class ShimSettings:
     """The gateway's own address, source of its Packet Too Big."""
     demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,)
     """Modes that we may send in; peers are asked for those before ``EXTHDR``, in this order."""
+    probes_per_s: float = 5000.0
+    """Probes of searches, all contexts together; after an uplink event this is its pace."""
     requests_per_s: float = 200.0
     """Control messages that cost us something, for each /48 of sources."""
 
@@ -99,6 +102,7 @@ class Core:
         "inquiries",
         "local_sets",
         "max_contexts",
+        "pace",
         "peers",
         "requests_limit",
         "responder",
@@ -127,6 +131,7 @@ class Core:
         self.icmp_limit = RateLimit(1000.0, 1000.0)
         self.errors_limit = RateLimit(10.0, 10.0)
         self.failback_limit = RateLimit(FAILBACK_PROBES_PER_S, FAILBACK_PROBES_PER_S)
+        self.pace = Pace(settings.probes_per_s)
         self.history = UplinkHistory(fades=settings.failback is not FailbackMode.NEVER)
         self.effects: list[Effect] = []
         """The same list for ever, so that the loop can look at it after every packet."""

@@ -32,7 +32,6 @@ from m6proxy.shim import (
     forward,
     hints,
     icmp,
-    lifecycle,
     outward,
     peerset,
     reap,
@@ -46,8 +45,9 @@ from m6proxy.shim.effects import AskCapability, Effect, LearnNames, SendPacket, 
 from m6proxy.shim.entropy import Entropy
 from m6proxy.shim.locators import Uplink
 from m6proxy.shim.pending import PendingProofs
+from m6proxy.shim.sweep import Sweep
 from m6proxy.shim.timers import NEVER
-from m6proxy.shim.transitions import REMEMBERS, Input, ReapState, State, legal
+from m6proxy.shim.transitions import REMEMBERS, Input, State, legal
 from m6proxy.shim.verdict import CONSUMED, Verdict
 from m6proxy.wire.dstopt import find_tag_option, option_tag
 from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_SHIM, NEXT_UDP, Walk, find_shim, upper_layer
@@ -59,8 +59,6 @@ _ESTABLISHED: Final = State.ESTABLISHED
 _DNS_PORT: Final = (53).to_bytes(2)
 _PLAIN_PLACE: Final = Walk(6, HEADER_OCTETS, NEXT_SHIM)
 _ASK_AGAIN_S: Final = 30.0
-_PACE_S: Final = 0.0005
-"""After an uplink event contexts explore, and tell their peers, this far apart."""
 
 
 class Engine:
@@ -69,6 +67,7 @@ class Engine:
     def __init__(self, settings: ShimSettings, entropy: Entropy) -> None:
         self._core = Core(settings, entropy)
         self._pending = PendingProofs()
+        self._sweep = Sweep()
         self._by_outbound = self._core.contexts.by_outbound
         self._by_forked = self._core.contexts.by_forked
         self._by_inbound = self._core.contexts.by_inbound
@@ -138,6 +137,7 @@ class Engine:
             core.timers.next_deadline(),
             core.inquiries.next_deadline_s(),
             core.first_packets.next_deadline_s(),
+            self._sweep.next_deadline_s(core.pace.free_s),
         )
         return min((due_s for due_s in deadlines_s if due_s is not None), default=None)
 
@@ -145,6 +145,7 @@ class Engine:
         """Expire everything that is due, each context once."""
         core = self._core
         detect.expire(core, now)
+        self._sweep.expire(core, now)
         due = []
         while (context := core.timers.pop_due(now)) is not None:
             due.append(context)
@@ -209,7 +210,8 @@ class Engine:
     def handle_uplink(self, name: str, *, up: bool, mtu: int, now: float) -> None:
         """An uplink came, went or changed its MTU (octets). Raises KeyError if unknown.
 
-        Contexts on a lost uplink explore at once, paced; every peer is told the new set.
+        Contexts on a lost uplink explore, and every peer is told the new set, at the rate of
+        the policy: only the first of many contexts are reached before this returns.
         """
         core = self._core
         before = {uplink.name: uplink.up for uplink in core.local_sets.uplinks}[name]
@@ -217,27 +219,10 @@ class Engine:
             return
         if up != before:
             core.history.clear(name)
-        moving: list[Context] = []
-        staying: list[Context] = []
-        for context in core.contexts:
-            context.local_set = core.local_sets.by_ulid(context.outbound_key[:16])
-            if not context.carries:
-                continue
-            lifecycle.refresh_path(core, context)
-            uplink = context.local_set.uplink_of(context.route[:16])
-            lost = not up and uplink is not None and uplink.name == name
-            exploring = context.reap_state is not ReapState.OPERATIONAL
-            (moving if lost or exploring else staying).append(context)
-        if up == before:
-            return
-        due_s = now
-        for context in moving:
-            due_s += _PACE_S
-            reap.suspect(core, context, due_s)
-            update.announce(core, context, due_s, now)
-        for context in staying:
-            due_s += _PACE_S
-            update.announce(core, context, due_s, now)
+        self._sweep.begin(core.contexts, now, tells=up != before)
+        self._sweep.look(core)
+        core.pace.begin(now)
+        core.wake()
 
     def close_all(self, now: float) -> None:
         """The gateway stops: tell the peers of all contexts, paced, and make no new ones."""

@@ -32,7 +32,7 @@ REMEMBERED_PROBES: Final = 32
 class Exploration:
     """The probes of one search, sent and received, and what comes next."""
 
-    __slots__ = ("_pairs", "due_s", "ended_s", "probes", "received", "sent", "started_s")
+    __slots__ = ("_pairs", "due_s", "ended_s", "probes", "received", "sent", "slot_s", "started_s")
 
     def __init__(self, pairs: Sequence[LocatorPair], now: float) -> None:
         self._pairs = tuple(pairs)
@@ -41,6 +41,8 @@ class Exploration:
         """When the context became operational again."""
         self.due_s = NEVER
         """When the next probe is sent."""
+        self.slot_s = NEVER
+        """The same, once the pace of all searches has a slot for it."""
         self.probes = 0
         """How many were sent; decides how long to wait."""
         self.sent: deque[ProbeRecord] = deque(maxlen=REMEMBERED_PROBES)

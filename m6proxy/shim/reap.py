@@ -117,15 +117,26 @@ def widen(core: Core, context: Context, now: float) -> None:
         context.exploration.widen(_pairs(core, context, now))
 
 
-def suspect(core: Core, context: Context, due_s: float) -> None:
+def suspect(core: Core, context: Context, due_s: float, slot_s: float = NEVER) -> None:
     """Something hints at a failure: test the path at ``due_s``. Changes nothing by itself.
 
-    Packets that come in meanwhile do not call it off: they may use another path than ours.
+    ``slot_s`` is the same when a slot for the probe is taken already. Packets that come in
+    meanwhile do not call it off: they may use another path than ours.
     """
     exploration = context.exploration or _explore(core, context, due_s)
     exploration.restart(_pairs(core, context, due_s), due_s)
-    exploration.due_s = due_s
+    exploration.due_s, exploration.slot_s = due_s, slot_s
     core.rearm(context)
+
+
+def explore(core: Core, context: Context, now: float) -> None:
+    """Test the path now, or begin a search anew; the caller has seen to the rate."""
+    if context.reap_state is ReapState.OPERATIONAL:
+        handle(core, context, ReapEvent.SEND_TIMER, now)
+        return
+    exploration = context.exploration or _explore(core, context, now)
+    exploration.restart(_pairs(core, context, now), now)
+    handle(core, context, ReapEvent.RETRANSMIT, now)
 
 
 def leave_broken(core: Core, context: Context, source: Address, now: float) -> None:
@@ -153,14 +164,14 @@ def expire(core: Core, context: Context, now: float) -> None:
         handle(core, context, ReapEvent.KEEPALIVE_TIMER, now)
     elif context.keepalive_due_s and now >= context.keepalive_next_s:
         _send_keepalive(core, context, now)
-    if context.send_due_s and now >= context.send_due_s:
+    if context.send_due_s and now >= context.send_due_s and _may_begin(core, context, now):
         context.send_due_s = NEVER
         handle(core, context, ReapEvent.SEND_TIMER, now)
     failback.expire(core, context, now)
     exploration = context.exploration
     if exploration is None:
         return
-    if exploration.due_s and now >= exploration.due_s:
+    if exploration.due_s and now >= exploration.due_s and _has_slot(core, exploration, now):
         exploration.due_s = NEVER
         suspected = context.reap_state is ReapState.OPERATIONAL
         handle(core, context, ReapEvent.SEND_TIMER if suspected else ReapEvent.RETRANSMIT, now)
@@ -169,6 +180,30 @@ def expire(core: Core, context: Context, now: float) -> None:
         return
     if now >= exploration.ended_s + RELEASE_EXPLORATION_S:
         context.exploration = None
+
+
+def _may_begin(core: Core, context: Context, now: float) -> bool:
+    """Whether a search may begin now; else it begins in the next free slot."""
+    exploration = context.exploration
+    if exploration is not None and exploration.slot_s == context.send_due_s:
+        return True
+    slot_s = core.pace.take(now)
+    if slot_s <= now:
+        return True
+    if context.reap_state is ReapState.OPERATIONAL:
+        context.send_due_s = NEVER
+        suspect(core, context, slot_s, slot_s)
+    else:
+        exploration = exploration or _explore(core, context, now)
+        context.send_due_s = exploration.slot_s = slot_s
+    return False
+
+
+def _has_slot(core: Core, exploration: Exploration, now: float) -> bool:
+    """Whether the probe that is due may go out now; else it is put off to the next free slot."""
+    if exploration.slot_s != exploration.due_s:
+        exploration.due_s = exploration.slot_s = core.pace.take(now)
+    return now >= exploration.due_s
 
 
 def _on_change(

@@ -43,12 +43,14 @@ def test_a_link_local_address_does_not_count() -> None:
 
 def test_the_engine_is_told_what_the_configuration_says(tmp_path: Path) -> None:
     changed = "unknown_peers: probe, hold_first_packet_s: 2, failback: hard, failback_hold_s: 90"
+    changed += ", probes_per_s: 700"
     settings = shim_settings(parse_config(CONTRACT.replace("unknown_peers: ignore", changed), "f"))
     assert (settings.failback, settings.failback_hold_s) == (FailbackMode.HARD, 90.0)
     assert [(u.name, u.preference) for u in settings.uplinks] == [("isp1", 1), ("isp2", 2)]
     assert settings.detection == DETECTION and settings.capable == ()
     assert settings.forks == ()
     assert settings.hold_first_packet_s == 2.0
+    assert settings.probes_per_s == 700.0
     assert settings.probe_unknown and settings.send_timeout_s == 3.0
     assert settings.establish.after_octets == 2048
 

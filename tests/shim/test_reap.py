@@ -11,7 +11,6 @@ from m6proxy.names import Address
 from m6proxy.reasons import Reason
 from m6proxy.shim.effects import What
 from m6proxy.shim.exploration import RECORDS_MAX
-from m6proxy.shim.policy import EstablishPolicy
 from m6proxy.shim.timers import SEND_TIMEOUT_S
 from m6proxy.shim.transitions import ReapState
 from m6proxy.shim.verdict import CONSUMED
@@ -365,25 +364,6 @@ def test_packets_on_another_path_do_not_call_the_suspicion_off() -> None:
     pair.inject(pair.alpha, pair.talk(pair.beta))
     pair.run(0.5)
     assert pair.alpha.context.route[:16] == A1_ISP2
-
-
-def test_many_contexts_explore_one_after_the_other() -> None:
-    pair = Pair(policy=EstablishPolicy(after_packets=1), requests_per_s=1e6)
-    pair.data = lambda ulid: name_data(f"h{ulid[-1]}", ulid, "ab"[ulid[5] >= 0xB0])
-    hosts = [A1[:15] + bytes((number,)) for number in range(1, 51)]
-    for host in hosts:
-        pair.host_sends(pair.alpha, tcp(host, B1))
-        pair.run(0.001)
-    pair.run(1.0)
-    assert sum(c.carries for c in pair.alpha.engine.contexts()) == 50
-    uplink_down(pair, pair.alpha)
-    forget(pair)
-    start_s = pair.clock.now
-    pair.run(0.2)
-    times = [when - start_s for when, _, p in probes(pair.alpha) if p.state == 1]
-    firsts = sorted({round(when, 4) for when in times})
-    assert len(firsts) >= 50
-    assert all(later - earlier > 0.0003 for earlier, later in pairwise(firsts[:50]))
 
 
 def test_when_nothing_better_is_left_the_path_is_kept() -> None:

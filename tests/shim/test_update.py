@@ -288,6 +288,7 @@ def test_an_update_does_not_outlive_its_context() -> None:
     pair = established()
     pair.lose = is_control
     down(pair)
+    pair.run(0.005)
     context = pair.alpha.context
     forged = R1bis(context.peer_tag, 1, find_r1bis_options())
     pair.inject(pair.alpha, control(B1, A1, forged))
