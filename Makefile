@@ -11,13 +11,14 @@ ARGS ?=
 # nothing that runs here was fetched without a hash.
 LOCKED := requirements/build.txt requirements/dev.txt
 
-.PHONY: help test demo bench lint format lock clean
+.PHONY: help test demo bench bpf lint format lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [ARGS=...]  show sessions that survive the death of a provider"
 	@echo "make test             check style, types and behaviour (root: all of it)"
 	@echo "make bench            run every script in benchmarks/"
+	@echo "make bpf              compile the eBPF programs, where their source has changed"
 	@echo "make format           lay out the code"
 	@echo "make lock             compile requirements/*.txt again (needs uv)"
 	@echo "make clean            remove what these commands made here"
@@ -26,11 +27,14 @@ test: $(VENV)/.ready
 	$(MAKE) --no-print-directory lint
 	$(BIN)/pytest $(ARGS)
 
-demo: $(VENV)/.ready
+demo: bpf
 	$(BIN)/m6proxy demo $(ARGS)
 
-bench: $(VENV)/.ready
+bench: bpf
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+bpf: $(VENV)/.ready
+	$(BIN)/python hatch_build.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check
@@ -80,4 +84,5 @@ lock:
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -f m6proxy/dataplane/bpf/*.bpf.o
 	find m6proxy tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import platform
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hatch_build import compile_bpf
 from m6proxy.dataplane.bpf.load import BpfObject, Loaded, load, parse_object
 
 SOURCE = Path(__file__).with_name("trial.bpf.c")
@@ -24,14 +23,7 @@ def compiled(source: Path = SOURCE) -> bytes:
     """Compile a BPF program; the source cannot change while the tests run."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "trial.bpf.o"
-        subprocess.run(
-            [
-                "clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Werror",
-                f"-I/usr/include/{platform.machine()}-linux-gnu", "-c", str(source),
-                "-o", str(target),
-            ],
-            check=True,
-        )  # fmt: skip
+        compile_bpf(source, target)
         return target.read_bytes()
 
 
