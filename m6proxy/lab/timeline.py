@@ -24,6 +24,7 @@ _STYLES = {
     "provider silent": "bold red",
     "session silent": "red",
     "session lost": "bold red",
+    "path doubted": "yellow",
     "silence noticed": "yellow",
     "peer explores": "yellow",
     "probe sent": "dim",

@@ -217,7 +217,7 @@ class Context:
         self.suspects = NO_LOCATORS
         """Locators of either end that the context had to leave; tried last."""
         self.held: HeldSegments | None = None
-        """TCP segments that nothing answered yet, while an answer is due."""
+        """TCP segments that nothing answered yet."""
         self.hinted_s = NEVER
         """When an indirect indication last started a test."""
         self.reproof_due_s = NEVER
@@ -274,6 +274,11 @@ class Context:
         """Whether packets use the context (RFC 5533 §11)."""
         return self.state in CARRIES
 
+    @property
+    def forgets_held(self) -> bool:
+        """Whether the segments that nothing answered are of no use once they are old."""
+        return self.send_due_s == NEVER and self.reap_state is ReapState.OPERATIONAL
+
     def set_state(self, after: State, cause: Input) -> None:
         """Move to another state; the only writer. Raises ValueError when the table forbids it."""
         allowed = CONTEXT.get((self.state, cause), ())
@@ -310,6 +315,8 @@ class Context:
             due.append(self.failback.due_s)
         if self.closing is not None:
             due.append(self.closing.timeout_due_s)
+        if self.held is not None and self.forgets_held:
+            due.append(self.held.until_s)
         if self.exploration is not None:
             due.append(self.exploration.due_s or self.exploration.ended_s + RELEASE_EXPLORATION_S)
         if self.carries:

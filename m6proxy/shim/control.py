@@ -172,7 +172,7 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
             establish.answer_early(core, context, now)
             if not context.carries:
                 return
-            reap.payload_in(core, context, now)
+            reap.payload_in(core, context, b"", now)
             if isinstance(message, UpdateRequest):
                 update.handle_request(core, context, message, route, now)
             else:

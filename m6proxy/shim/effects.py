@@ -75,6 +75,7 @@ class What(Enum):
     NOT_CAPABLE = "no capability"
     ESTABLISHED = "context established"
     FAILED = "establishment failed"
+    HINT = "path doubted"
     SILENCE = "silence noticed"
     PEER_EXPLORES = "peer explores"
     PROBE = "probe sent"

@@ -125,7 +125,7 @@ class Engine:
         context.octets_in += octets
         context.last_traffic_s = now
         if context.send_due_s or not context.keepalive_due_s:
-            reap.payload_in(self._core, context, now)
+            reap.payload_in(self._core, context, packet, now)
         return None
 
     # --- time and answers --------------------------------------------------------------
@@ -390,12 +390,12 @@ class Engine:
         context.packets_in += 1
         context.octets_in += len(packet)
         context.last_traffic_s = now
-        if (context.send_due_s or not context.keepalive_due_s) and context.carries:
-            reap.payload_in(core, context, now)
         try:
             restored = forward.restore(packet, place, context.inbound_key)
         except MalformedMessage as malformed:
             return core.drop(malformed.reason)
+        if (context.send_due_s or not context.keepalive_due_s) and context.carries:
+            reap.payload_in(core, context, restored, now)
         core.restored += 1
         return restored
 
@@ -423,10 +423,11 @@ class Engine:
         context.packets_in += 1
         context.octets_in += len(packet)
         context.last_traffic_s = now
+        restored = forward.unlabel(packet, context.inbound_key)
         if (context.send_due_s or not context.keepalive_due_s) and context.carries:
-            reap.payload_in(core, context, now)
+            reap.payload_in(core, context, restored, now)
         core.restored += 1
-        return forward.unlabel(packet, context.inbound_key), True
+        return restored, True
 
     def _admit(self, context: Context, packet: bytes, now: float) -> Reason | None:
         """Check what is not as with the packet before: the addresses, or the state."""

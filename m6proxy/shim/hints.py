@@ -1,9 +1,10 @@
 """Indirect indications that a path may be dead: each starts a test and changes nothing by itself.
 
 mobike-design §2.1: the peer's packets come from another of its locators, or a router says by
-ICMPv6 that it could not deliver what the context sent. Who forges such a thing gets a Probe
-over the current pair and its answers, and not more than one such test of a context in ten
-seconds; when the pair answers, nothing has changed.
+ICMPv6 that it could not deliver what the context sent (and, seen by ``reap`` itself, TCP gets
+no answer while the peer can be heard). Who forges such a thing gets a Probe over the current
+pair and its answers, and not more than one such test of a context in ten seconds; when the
+pair answers, nothing has changed.
 """
 
 from __future__ import annotations
@@ -15,15 +16,11 @@ from m6proxy.names import LocatorPair
 from m6proxy.shim import forward, reap
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
-from m6proxy.shim.timers import NEVER
-from m6proxy.shim.transitions import ReapState
 from m6proxy.wire.checksum import icmpv6_checksum
 from m6proxy.wire.dstopt import find_tag_option, option_tag
 from m6proxy.wire.ipv6 import MIN_MTU, find_shim
 from m6proxy.wire.payload import is_payload, parse_payload_header
 
-TEST_PAUSE_S: Final = 10.0
-"""Between two tests of one context, and after a search has ended."""
 _UNREACHABLE: Final = 1
 _TOO_BIG: Final = 2
 _EXCEEDED: Final = 3
@@ -38,7 +35,7 @@ _QUOTED_AT: Final = 8
 def handle_source(core: Core, context: Context, source: bytes, now: float) -> None:
     """Payload of the context came from this proved locator of the peer; was it another before?"""
     if source != context.last_in_pair[:16]:
-        _test(core, context, now)
+        reap.hint(core, context, "another source", now)
 
 
 def handle_error(core: Core, packet: bytes, offset: int, now: float) -> None:
@@ -46,12 +43,12 @@ def handle_error(core: Core, packet: bytes, offset: int, now: float) -> None:
     if not _is_about_the_path(packet, offset):
         return
     context = _sender(core, packet[offset + _QUOTED_AT :])
-    if context is None or not _may_test(context, now):
+    if context is None or not reap.may_test(context, now):
         return
     if icmpv6_checksum(packet[8:24], packet[24:40], packet[offset:]) != 0:
         return
     if core.requests_limit.allow(packet[8:24], now):
-        _test(core, context, now)
+        reap.hint(core, context, "ICMPv6 error", now)
 
 
 def _is_about_the_path(packet: bytes, offset: int) -> bool:
@@ -83,18 +80,3 @@ def _sender(core: Core, quoted: bytes) -> Context | None:
             return None
         context = core.contexts.by_sent(tag, route)
     return context if context is not None and context.route == addresses else None
-
-
-def _may_test(context: Context, now: float) -> bool:
-    if not context.carries or context.reap_state is not ReapState.OPERATIONAL:
-        return False
-    exploration = context.exploration
-    if exploration is not None and (exploration.due_s or now < exploration.ended_s + TEST_PAUSE_S):
-        return False
-    return context.hinted_s == NEVER or now >= context.hinted_s + TEST_PAUSE_S
-
-
-def _test(core: Core, context: Context, now: float) -> None:
-    if _may_test(context, now):
-        context.hinted_s = now
-        reap.suspect(core, context, now)

@@ -7,9 +7,15 @@ The table in ``transitions`` decides; here its actions are carried out.
 One thing is ours: a Probe in state InboundOk whose reports match none of our probes says that
 the peer has a problem, but not that it hears us. It is taken as a Probe in state Exploring,
 where §6.8 would declare the path operational.
+
+And one event is: a TCP segment acknowledges what our host sent since a search began. That is
+both directions, on the pair in use, as a Probe in state Operational would say (RFC 5534 §4.1,
+decision 18).
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from m6proxy.errors import PeerViolation
 from m6proxy.names import Address, LocatorPair
@@ -26,8 +32,11 @@ from m6proxy.shim.outward import send_held
 from m6proxy.shim.routability import may_send
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S, REPROOF_S
 from m6proxy.shim.transitions import REAP, Act, ReapEvent, ReapState
+from m6proxy.wire.ipv6 import NEXT_TCP
 from m6proxy.wire.message import Keepalive, Probe, ProbeRecord, ProbeState
 
+TEST_PAUSE_S: Final = 10.0
+"""Between two tests of one context, and after a search has ended."""
 _EVENT_OF_PROBE = {
     ProbeState.EXPLORING: ReapEvent.PROBE_EXPLORING_IN,
     ProbeState.INBOUND_OK: ReapEvent.PROBE_INBOUND_OK_IN,
@@ -37,27 +46,57 @@ _EVENT_OF_PROBE = {
 
 def payload_out(core: Core, context: Context, packet: bytes, now: float) -> None:
     """§6.2. The packet path calls this only when a timer has to change, or none runs."""
-    if context.held is None:
-        context.held = HeldSegments()
-    context.held.put(packet)
+    repeats = False
+    if packet and packet[6] == NEXT_TCP:
+        if context.held is None:
+            context.held = HeldSegments()
+        repeats = context.held.put(packet, now)
+        context.held.until_s = now + context.send_timeout_s
     if context.reap_state is ReapState.OPERATIONAL:
         context.keepalive_due_s = NEVER
         if context.send_due_s == NEVER:
             context.send_due_s = now + context.send_timeout_s
             core.timers.arm(context, context.send_due_s)
+        if repeats:
+            hint(core, context, "TCP gets no answer", now)
     else:
         handle(core, context, ReapEvent.PAYLOAD_OUT, now)
 
 
-def payload_in(core: Core, context: Context, now: float) -> None:
-    """§6.1. The packet path calls this only when a timer has to change."""
+def payload_in(core: Core, context: Context, packet: bytes, now: float) -> None:
+    """§6.1. The packet path calls this only when a timer has to change.
+
+    ``packet`` is the host's, between ULIDs; empty for a control message that counts as payload.
+    """
+    sent_s = context.held.acknowledge(packet) if context.held is not None else NEVER
     if context.reap_state is ReapState.OPERATIONAL:
-        context.send_due_s = NEVER
-        context.held = None
+        _stop_send(context, now)
         if context.keepalive_due_s == NEVER:
             _start_keepalive(core, context, now)
+    elif sent_s and context.exploration is not None and sent_s > context.exploration.started_s:
+        handle(core, context, ReapEvent.PROGRESS, now)
+        context.exploration.end(now)
+        core.rearm(context)
     else:
         handle(core, context, ReapEvent.PAYLOAD_IN, now)
+
+
+def hint(core: Core, context: Context, why: str, now: float) -> None:
+    """Test a context whose path may be dead, for all that somebody says; not too often."""
+    if may_test(context, now):
+        context.hinted_s = now
+        core.report(What.HINT, context.pair, why)
+        suspect(core, context, now)
+
+
+def may_test(context: Context, now: float) -> bool:
+    """Tell whether a hint would start a test: not within 10 s after another, or a search."""
+    if not context.carries or context.reap_state is not ReapState.OPERATIONAL:
+        return False
+    exploration = context.exploration
+    if exploration is not None and (exploration.due_s or now < exploration.ended_s + TEST_PAUSE_S):
+        return False
+    return context.hinted_s == NEVER or now >= context.hinted_s + TEST_PAUSE_S
 
 
 def handle(core: Core, context: Context, event: ReapEvent, now: float) -> None:
@@ -167,6 +206,8 @@ def expire(core: Core, context: Context, now: float) -> None:
     if context.send_due_s and now >= context.send_due_s and _may_begin(core, context, now):
         context.send_due_s = NEVER
         handle(core, context, ReapEvent.SEND_TIMER, now)
+    if context.forgets_held and context.held is not None and now >= context.held.until_s:
+        context.held = None
     failback.expire(core, context, now)
     exploration = context.exploration
     if exploration is None:
@@ -234,9 +275,7 @@ def _act(core: Core, context: Context, action: Act, now: float) -> None:
                 context.send_due_s = now + context.send_timeout_s
                 core.timers.arm(context, context.send_due_s)
         case Act.STOP_SEND:
-            context.send_due_s = NEVER
-            if context.reap_state is ReapState.OPERATIONAL:
-                context.held = None
+            _stop_send(context, now)
         case Act.START_KEEPALIVE:
             if context.keepalive_due_s == NEVER:
                 _start_keepalive(core, context, now)
@@ -246,6 +285,16 @@ def _act(core: Core, context: Context, action: Act, now: float) -> None:
             _send_keepalive(core, context, now)
         case Act.SEND_PROBE:
             _send_probe(core, context, now)
+
+
+def _stop_send(context: Context, now: float) -> None:
+    """The peer was heard: that acknowledges no segment, but none waits for ever."""
+    context.send_due_s = NEVER
+    if context.held is None or context.reap_state is not ReapState.OPERATIONAL:
+        return
+    context.held.hear()
+    if now >= context.held.until_s:
+        context.held = None
 
 
 def _start_keepalive(core: Core, context: Context, now: float) -> None:

@@ -170,7 +170,7 @@ class ReapState(IntEnum):
 
 @unique
 class ReapEvent(Enum):
-    """The inputs of RFC 5534 §6.1 to §6.9."""
+    """The inputs of RFC 5534 §6.1 to §6.9, and what the upper layer says (§4.1)."""
 
     PAYLOAD_IN = "payload in"
     PAYLOAD_OUT = "payload out"
@@ -181,6 +181,7 @@ class ReapEvent(Enum):
     PROBE_EXPLORING_IN = "Probe Exploring in"
     PROBE_INBOUND_OK_IN = "Probe InboundOk in"
     PROBE_OPERATIONAL_IN = "Probe Operational in"
+    PROGRESS = "TCP goes on"
 
 
 @unique
@@ -236,6 +237,9 @@ REAP: Final[dict[tuple[ReapState, ReapEvent], tuple[tuple[Act, ...], ReapState]]
     (_O, ReapEvent.PROBE_OPERATIONAL_IN): ((Act.STOP_SEND, Act.START_KEEPALIVE), _O),
     (_E, ReapEvent.PROBE_OPERATIONAL_IN): ((Act.STOP_SEND, Act.START_KEEPALIVE), _O),
     (_I, ReapEvent.PROBE_OPERATIONAL_IN): ((Act.STOP_SEND, Act.START_KEEPALIVE), _O),
+    # ours: docs/decisions/0018-advice-of-tcp.md
+    (_E, ReapEvent.PROGRESS): ((Act.STOP_SEND, Act.START_KEEPALIVE), _O),
+    (_I, ReapEvent.PROGRESS): ((Act.STOP_SEND, Act.START_KEEPALIVE), _O),
 }
 """(state, event) -> what to do and the state after it. An absent cell does nothing."""
 

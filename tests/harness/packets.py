@@ -28,10 +28,20 @@ def udp(
 
 
 def tcp(
-    source: Address, destination: Address, body: bytes = b"", *, port: int = 80, flags: int = 0x10
+    source: Address,
+    destination: Address,
+    body: bytes = b"",
+    *,
+    port: int = 80,
+    flags: int = 0x10,
+    sequence: int = 0,
+    acknowledged: int = 0,
+    server: bool = False,
 ) -> bytes:
-    """A TCP segment with a header of 20 octets."""
-    head = (4000).to_bytes(2) + port.to_bytes(2) + bytes(8) + bytes((0x50, flags)) + bytes(6)
+    """A TCP segment with a header of 20 octets, of the client or the server at ``port``."""
+    ports = (port, 4000) if server else (4000, port)
+    head = b"".join(number.to_bytes(2) for number in ports)
+    head += sequence.to_bytes(4) + acknowledged.to_bytes(4) + bytes((0x50, flags)) + bytes(6)
     return build_packet(source, destination, NEXT_TCP, head + body)
 
 

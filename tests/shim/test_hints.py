@@ -8,7 +8,7 @@ import pytest
 
 from m6proxy.names import Address
 from m6proxy.shim.effects import What
-from m6proxy.shim.hints import TEST_PAUSE_S
+from m6proxy.shim.reap import TEST_PAUSE_S
 from m6proxy.shim.transitions import ReapState
 from m6proxy.wire.message import Probe
 from tests.harness.packets import find_messages, icmp_error, rewritten, route_of, udp
