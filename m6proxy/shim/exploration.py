@@ -3,7 +3,8 @@
 The order: the current pair first, so that a false alarm moves nothing; then by how far a pair
 is from what both ends prefer (the place of our locator plus the place of the peer's), and
 where two are equally far, the one that keeps the peer's better locator: each end tries its
-own other uplink first. So one dead provider at either end costs at most two probes more, one
+own other uplink first. Where neither end prefers anything, RFC 6724 decides, and at last the
+order of the lists. So one dead provider at either end costs at most two probes more, one
 at each end three, and nobody is moved to a backup uplink that is not needed.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Final
 
 from m6proxy.names import Address, LocatorPair
@@ -27,6 +29,8 @@ from m6proxy.wire.message import ProbeRecord
 RECORDS_MAX: Final = 4
 """How many records of each kind a Probe carries; 8 records are 320 octets."""
 REMEMBERED_PROBES: Final = 32
+_LIKING = itemgetter(0)
+_PLACE = itemgetter(0, 1, 2)
 
 
 class Exploration:
@@ -113,29 +117,44 @@ def candidates(
     Only proved locators of the peer, and neither end's broken ones unless nothing else is left;
     with ``peers_broken``, the peer's broken ones as well.
     """
-    ranked_peers = _by_priority([locator for locator in peer if locator.proved])
-    peers = [x.address for x in ranked_peers if peers_broken or not x.broken]
-    peers = peers or [locator.address for locator in ranked_peers]
-    alive = [
-        octets for octets, broken in zip(local.locators, local.broken, strict=True) if not broken
+    ranked = _ranked([locator for locator in peer if locator.proved])
+    peers = [one for one in ranked if peers_broken or not one[1].broken] or ranked
+    ours = tuple(zip(local.ranks, local.locators, strict=True))
+    alive = [one for one, broken in zip(ours, local.broken, strict=True) if not broken] or ours
+    found = [
+        (
+            (octets in suspects) + (locator.address in suspects),
+            mine + theirs,
+            theirs,
+            LocatorPair(octets, locator.address),
+        )
+        for theirs, locator in peers
+        for mine, octets in alive
     ]
-    ranked = sorted(
-        (len(suspects & {ours, peers[theirs]}), mine + theirs, theirs, ours)
-        for mine, ours in enumerate(alive or local.locators)
-        for theirs in range(len(peers))
-    )
-    pairs = [LocatorPair(ours, peers[theirs]) for _, _, theirs, ours in ranked]
-    return tuple(sorted(pairs, key=lambda pair: pair != current))
+    if len({*local.ranks}) < len(ours) or len({rank for rank, _ in ranked}) < len(ranked):
+        found.sort(key=lambda entry: (*entry[:3], *_by_address(entry[3])))
+    else:
+        found.sort(key=_PLACE)
+    pairs = [pair for *_, pair in found]
+    if current in pairs:
+        pairs.remove(current)
+        pairs.insert(0, current)
+    return tuple(pairs)
 
 
 def best(
     pairs: Iterable[LocatorPair], local: LocalSet, peer: Iterable[PeerLocator]
 ) -> LocatorPair | None:
     """Of the pairs that work, the one that both ends like best; None when there is none."""
-    mine = {octets: place for place, octets in enumerate(local.locators)}
-    theirs = {locator.address: place for place, locator in enumerate(_by_priority(peer))}
-    usable = [pair for pair in pairs if pair.local in mine and pair.peer in theirs]
-    return min(usable, key=lambda p: mine[p.local] + theirs[p.peer], default=None)
+    mine = dict(zip(local.locators, local.ranks, strict=True))
+    theirs = {locator.address: rank for rank, locator in _ranked(peer)}
+    works = frozenset(pairs)
+    usable = [LocatorPair(ours, one) for one in theirs for ours in mine if (ours, one) in works]
+    return min(
+        usable,
+        key=lambda p: (mine[p.local] + theirs[p.peer], theirs[p.peer], *_by_address(p)),
+        default=None,
+    )
 
 
 def preferred(
@@ -145,8 +164,8 @@ def preferred(
 
     Also whether the current pair is the best there is, whatever can be used just now.
     """
-    mine = {octets: place for place, octets in enumerate(local.locators)}
-    theirs = {locator.address: place for place, locator in enumerate(_by_priority(peer))}
+    mine = dict(zip(local.locators, local.ranks, strict=True))
+    theirs = {locator.address: rank for rank, locator in _ranked(peer)}
     nowhere = len(mine) + len(theirs)
     rank = mine.get(current.local, nowhere) + theirs.get(current.peer, nowhere)
     better = tuple(
@@ -157,6 +176,25 @@ def preferred(
     return better, rank == 0
 
 
-def _by_priority(peer: Iterable[PeerLocator]) -> list[PeerLocator]:
-    """The best first; among equals the stable ones, and of these as the lots fell (SRV)."""
-    return sorted(peer, key=lambda locator: (locator.priority, locator.transient, locator.lot))
+def _ranked(peer: Iterable[PeerLocator]) -> list[tuple[int, PeerLocator]]:
+    """The best first, with how many are better; among equals the stable ones, then by lot (SRV)."""
+    likings = [((one.priority, one.transient, one.lot), one) for one in peer]
+    likings.sort(key=_LIKING)
+    ranked: list[tuple[int, PeerLocator]] = []
+    for place, (liking, locator) in enumerate(likings):
+        same = place > 0 and liking == likings[place - 1][0]
+        ranked.append((ranked[-1][0] if same else place, locator))
+    return ranked
+
+
+def _by_address(pair: LocatorPair) -> tuple[bool, int]:
+    """What RFC 6724 says where nobody prefers anything: like labels first (§5 rule 5; here
+    unique local addresses among themselves), then the longest common prefix (§5 rule 9).
+    """
+    foreign = _is_unique_local(pair.local) is not _is_unique_local(pair.peer)
+    differing = int.from_bytes(pair.local) ^ int.from_bytes(pair.peer)
+    return foreign, differing.bit_length()
+
+
+def _is_unique_local(octets: Address) -> bool:
+    return octets[0] & 0xFE == 0xFC

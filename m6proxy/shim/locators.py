@@ -40,11 +40,14 @@ class Uplink:
 class LocalSet:
     """Ls(local) of one host: its address under each uplink's prefix. Shared by its contexts."""
 
-    __slots__ = ("__weakref__", "broken", "generation", "locators", "uplinks")
+    __slots__ = ("__weakref__", "broken", "generation", "locators", "ranks", "uplinks")
 
     def __init__(self, ulid: Address, uplinks: Iterable[Uplink], generation: int) -> None:
         self.uplinks = tuple(sorted(uplinks, key=lambda u: (u.preference, u.name)))
         self.locators = tuple(uplink.prefix.graft(ulid) for uplink in self.uplinks)
+        likings = [uplink.preference for uplink in self.uplinks]
+        self.ranks = tuple(likings.index(liking) for liking in likings)
+        """For each locator, how many of them the operator likes better."""
         self.broken = tuple(not uplink.up for uplink in self.uplinks)
         self.generation = generation
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from m6proxy.names import Address, LocatorPair, address
 from m6proxy.proof.judge import Proof
-from m6proxy.shim.exploration import REMEMBERED_PROBES, Exploration, best, candidates
+from m6proxy.shim.exploration import REMEMBERED_PROBES, Exploration, best, candidates, preferred
 from m6proxy.shim.locators import LocalSet, PeerLocator, Uplink
 from m6proxy.wire.message import ProbeRecord
 from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, uplinks
@@ -46,6 +47,34 @@ def test_what_had_to_be_left_comes_last() -> None:
     order = candidates(LOCAL, peer(), BA, frozenset({A1}))
     assert order == (BA, BB, AA, AB)
     assert candidates(LOCAL, peer(), BB, frozenset({A1, B1}))[-1] == AA
+
+
+def test_where_nobody_prefers_anything_the_addresses_decide() -> None:
+    """RFC 6724: like labels first, then the longest common prefix, then the order of the lists."""
+    equal = tuple(replace(uplink, preference=1) for uplink in uplinks("a"))
+    local = LocalSet(A1, equal, 1)
+    near_one, near_two = address("2001:db8:a1:f::10"), address("2001:db8:a2:f::10")
+    private = address("fd00:a:1::10")
+    offered = [PeerLocator(octets, Proof.DNS) for octets in (private, B1, near_one, near_two)]
+    order = candidates(local, offered, LocatorPair(A1_ISP2, B1))
+    assert order == (
+        (A1_ISP2, B1),
+        *((A1, near_one), (A1_ISP2, near_two)),
+        *((A1_ISP2, near_one), (A1, near_two)),
+        (A1, B1),
+        *((A1, private), (A1_ISP2, private)),
+    )
+    for place, pair in enumerate(order[1:], start=1):
+        assert best(order[place:], local, offered) == pair
+    offered[0].priority = offered[2].priority = 1
+    assert candidates(local, offered, order[0])[1:3] == ((A1_ISP2, near_two), (A1, near_two))
+
+
+def test_equals_are_no_reason_to_go_back() -> None:
+    equal = tuple(replace(uplink, preference=1) for uplink in uplinks("a"))
+    offered = tuple(PeerLocator(octets, Proof.DNS) for octets in (B1, B1_ISP2))
+    assert preferred(LocalSet(A1, equal, 1), offered, BB) == ((), True)
+    assert preferred(LOCAL, peer(), BB) == ((AA, BA, AB), False)
 
 
 def test_unproved_locators_are_never_candidates() -> None:
