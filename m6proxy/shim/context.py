@@ -225,7 +225,7 @@ class Context:
 
         # what the packet path needs, ready made
         self.wire_addresses: bytes | None = None
-        """The 32 octets that replace the ULIDs, or None while the locators are the ULIDs."""
+        """The 32 octets that replace the ULIDs, or None while packets go as they are."""
         self.wire_label = 0
         """The flow label that they get, or 0 while they get the payload header."""
         self.shim_tail = b""

@@ -199,13 +199,13 @@ class Engine:
             except PeerViolation as violation:
                 core.drop(violation.reason)
         self._release(now)
-        context = core.contexts.by_pair(key)
-        if context is None or not context.carries:
-            return
-        if data is not None and data.name == context.peer_name:
-            peerset.adopt_proof(core, context, data)
-            reap.widen(core, context, now)
-        update.acknowledge(core, context)
+        for context in core.contexts.all_of_pair(key):
+            if not context.carries:
+                continue
+            if data is not None and data.name == context.peer_name:
+                peerset.adopt_proof(core, context, data)
+                reap.widen(core, context, now)
+            update.acknowledge(core, context)
 
     def handle_uplink(self, name: str, *, up: bool, mtu: int, now: float) -> None:
         """An uplink came, went or changed its MTU (octets). Raises KeyError if unknown.

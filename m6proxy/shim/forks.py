@@ -4,7 +4,9 @@
 Once the context of a pair is established, each rule gets a fork: an exchange of its own, with a
 random identifier, that goes over the rule's uplink, so that it tests the path it will use. A
 fork has its own tags, reachability and route, and may be re-homed by itself. The host's packets
-are sorted by the rules, only those of pairs that have forks; what comes in is found by its tag.
+are sorted by the rules, only those of pairs that have forks; what comes in is found by its tag,
+which a fork's packets carry on the ULIDs as well: taken for the pair's they would hide that its
+path is dead.
 Until a fork is there, and when it fails, its traffic goes by the pair's context.
 """
 

@@ -11,7 +11,7 @@ from m6proxy.shim.core import Core
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import InstallFlow, RemoveFlow, What
 from m6proxy.shim.timers import NEVER, SEND_TIMEOUT_S
-from m6proxy.shim.transitions import Input, ReapState, State
+from m6proxy.shim.transitions import Input, ReapState, State, legal
 from m6proxy.wire.dstopt import option_tail
 
 _PAYLOAD_BIT = 1 << 47
@@ -88,16 +88,19 @@ def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> No
 def refresh_path(core: Core, context: Context) -> None:
     """Prepare what the packet path needs, from the current route and CT(peer).
 
-    A fork has no flow: packets find only the context without a fork by their ULIDs.
+    A fork has no flow: packets find only the context without a fork by their ULIDs. And it puts
+    the payload header on even there, so that its packets do not speak for its pair's path.
     """
-    if context.route == context.outbound_key:
+    on_ulids = context.route == context.outbound_key
+    if on_ulids and not context.fii:
         _leave_flow(core, context)
         return
     uplink = context.local_set.uplink_of(context.route[:16])
     context.mtu = uplink.mtu if uplink else 0xFFFF
     context.told_too_big_s = NEVER
     context.wire_addresses = context.route
-    context.wire_label = context.peer_label if context.mode is DemuxMode.FLOWLABEL else 0
+    labelled = context.mode is DemuxMode.FLOWLABEL and not on_ulids
+    context.wire_label = context.peer_label if labelled else 0
     if context.mode is DemuxMode.DSTOPT:
         context.shim_tail, context.wire_kind = option_tail(context.peer_tag), forward.OPTION
     else:
@@ -121,11 +124,15 @@ def refuse(core: Core, context: Context, cause: Input, holddown_s: float, now: f
 
 
 def remove(core: Core, context: Context, cause: Input, now: float) -> None:
-    """End a context here (RFC 5533 §9); whether the peer is told is for ``close`` to say."""
+    """End a context here (RFC 5533 §9); whether the peer is told is for ``close`` to say.
+
+    Its forks go with it: to what ends it (its own Close, say) they may be strangers.
+    """
     was_carrying = context.carries or context.state is State.CLOSING
     for _, fork in context.forks:
         if fork.carries:
-            remove(core, fork, cause, now)
+            known = legal(fork.state, cause)
+            remove(core, fork, cause if known else Input.IDLE_TIMEOUT, now)
     leave_pair(core, context)
     enter(core, context, State.IDLE, cause, now)
     core.contexts.remove(context)

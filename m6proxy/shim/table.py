@@ -25,6 +25,7 @@ class ContextTable:
         "_by_nonce",
         "_by_pair",
         "_by_peer_tag",
+        "_forks",
         "by_forked",
         "by_inbound",
         "by_label",
@@ -56,6 +57,7 @@ class ContextTable:
         self.by_sent_option: dict[tuple[bytes, int], Context] = {}
         """Re-homed contexts by the addresses and the option's tag (``_OPTION_KEY`` added)."""
         self._by_pair: dict[bytes | tuple[bytes, int], Context] = {}
+        self._forks: dict[bytes, tuple[Context, ...]] = {}
         self._by_nonce: dict[int, Context] = {}
         self._by_peer_tag: dict[Tag, tuple[Context, ...]] = {}
 
@@ -79,11 +81,18 @@ class ContextTable:
             raise ValueError(f"a context for {context.pair} exists already")
         self._by_pair[key] = context
         self.by_tag[context.local_tag] = context
+        if context.fii:
+            pair = context.outbound_key
+            self._forks[pair] = (*self._forks.get(pair, ()), context)
 
     def remove(self, context: Context) -> None:
         """Forget a context under every key."""
         self._by_pair.pop(_pair_key(context.outbound_key, context.fii), None)
         self.by_tag.pop(context.local_tag, None)
+        if context.fii:
+            others = [x for x in self._forks.pop(context.outbound_key, ()) if x is not context]
+            if others:
+                self._forks[context.outbound_key] = tuple(others)
         if context.label:
             del self.by_label[context.label]
             self.expected_labels.pop(context.label, None)
@@ -145,6 +154,11 @@ class ContextTable:
     def by_pair(self, key: bytes, fii: int = 0) -> Context | None:
         """Find by local and peer ULID (32 octets) and fork, in whatever state."""
         return self._by_pair.get(_pair_key(key, fii))
+
+    def all_of_pair(self, key: bytes) -> tuple[Context, ...]:
+        """The context of a ULID pair (32 octets), if there is one, and its forks."""
+        main = self._by_pair.get(key)
+        return (*((main,) if main is not None else ()), *self._forks.get(key, ()))
 
     def bind_nonce(self, context: Context, nonce: int) -> None:
         """Let R1 and R2 with this initiator nonce find the context."""

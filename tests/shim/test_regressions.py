@@ -12,9 +12,12 @@ from m6proxy.shim.core import ShimSettings
 from m6proxy.shim.effects import AskCapability, SendPacket
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.establish import VALIDATOR_OCTETS_MAX
+from m6proxy.shim.forward import rewrite
 from m6proxy.shim.locators import UPLINKS_MAX, Uplink
 from m6proxy.shim.policy import EstablishPolicy
-from m6proxy.shim.transitions import State
+from m6proxy.shim.reap import suspect
+from m6proxy.shim.timers import MIN_IDLE_S
+from m6proxy.shim.transitions import ReapState, State
 from m6proxy.shim.verdict import CONSUMED
 from m6proxy.wire.checksum import checksum
 from m6proxy.wire.ipv6 import NEXT_SHIM, build_packet
@@ -56,10 +59,9 @@ from tests.harness.packets import (
     tcp,
 )
 from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, NAMES, Pair, Site, name_data, uplinks
-from tests.harness.simulator.schedule import generate
-from tests.harness.simulator.world import World
 from tests.shim.exchange import begin, exchange_from
 from tests.shim.moved import established, moved
+from tests.shim.test_forks import both, bulk, forked
 
 ROUTER = address("2001:db8:ff::1")
 GROUP = address("ff0e::1")
@@ -367,4 +369,66 @@ def test_the_largest_i2_fits() -> None:
 
 def test_a_locator_that_was_called_broken_once_is_tried_when_no_other_answers() -> None:
     """The Update that took BROKEN back was lost on the dead path, and nobody tried the locator."""
-    World(generate(5764)).play()
+    pair = established()
+    alpha = pair.alpha.engine
+    alpha.handle_uplink("isp2", up=False, mtu=1500, now=pair.clock.now)
+    pair.settle(pair.alpha)
+    pair.run(1.0)
+    assert [locator.broken for locator in pair.beta.context.peer_locators] == [False, True]
+    pair.lose = lambda packet: bool(find_messages([(0.0, packet)], UpdateRequest))
+    alpha.handle_uplink("isp2", up=True, mtu=1500, now=pair.clock.now)
+    pair.settle(pair.alpha)
+    pair.cut |= {("a", 1, "in"), ("a", 2, "out")}
+    arrived_s = pair.stream(20.0, both=True, interval_s=0.1)
+    assert pair.beta.context.route[16:] == A1_ISP2
+    assert pair.alpha.delivered[-1][0] > arrived_s[-1] - 0.5
+
+
+def test_a_pair_that_closes_takes_its_forks_along() -> None:
+    """The acknowledgement of the pair's Close ended a fork in use: a ValueError in the engine."""
+    pair = forked()
+    main, fork = both(pair)
+    main.last_traffic_s -= MIN_IDLE_S
+    fork.last_traffic_s = pair.clock.now
+    pair.alpha.engine.handle_timer(main.armed_s)
+    assert (main.state, fork.state) == (State.CLOSING, State.ESTABLISHED)
+    pair.settle(pair.alpha)
+    pair.run(1.0)
+    assert not list(pair.alpha.engine.contexts())
+
+
+def test_a_fork_on_the_ulids_does_not_speak_for_its_pair() -> None:
+    """A fork that was re-homed to the ULIDs sent plain packets there, which the peer took for its
+    pair's: they hid from the peer that what it sent on the pair's own path was never answered."""
+    pair = forked()
+    main, fork = both(pair)
+    pair.cut_provider("a", 2)
+    while fork.route != A1 + B1 or fork.reap_state is not ReapState.OPERATIONAL:
+        taken = bulk(pair)
+        pair.run(0.1)
+    heard = both(pair, "b")[0].packets_in
+    taken = bulk(pair)
+    assert pair.wire[-1][1] == rewrite(taken, A1 + B1, fork.shim_tail)
+    pair.run(0.1)
+    assert pair.beta.delivered[-1][1] == taken
+    assert both(pair, "b")[0].packets_in == heard
+    assert not main.wire_addresses
+
+
+def test_a_fork_hears_what_dns_says_later() -> None:
+    """DNS was dead when a fork was set up again; its answer went to the pair's context only.
+
+    The fork refused for ever what its peer sent from a locator that nobody had proved.
+    """
+    pair = forked()
+    _, peers_fork = both(pair, "b")
+    pair.restart(pair.alpha)
+    pair.dns = False
+    suspect(pair.beta.engine._core, peers_fork, pair.clock.now)
+    pair.run(1.0)
+    fork = pair.alpha.context
+    assert fork.fii == peers_fork.fii
+    assert [locator.proof for locator in fork.peer_locators] == [Proof.ULID, Proof.NONE]
+    found = name_data(NAMES[B1], B1, "b")
+    pair.alpha.engine.handle_proof(fork.pair, found, NAMES[A1], pair.clock.now)
+    assert [locator.proof for locator in fork.peer_locators] == [Proof.ULID, Proof.DNS]
