@@ -56,32 +56,40 @@ class HbaLocalSet(LocalSet):
     """Ls(local) of a host whose addresses are hashes: each has an identifier of its own."""
 
     def __init__(
-        self, made: list[tuple[Address, CgaParameters]], uplinks: tuple[Uplink, ...]
+        self,
+        made: list[tuple[Address, CgaParameters]],
+        uplinks: tuple[Uplink, ...],
+        generation: int,
     ) -> None:
-        super().__init__(made[0][0], uplinks, 7)
+        super().__init__(made[0][0], uplinks, generation)
         self.locators = tuple(octets for octets, _ in made)
         self._parameters = made[0][1].encode()
 
     def options(self, places: Sequence[int] | None = None) -> Any:
-        assert places is None, "two locators always fit"
+        assert places is None, "few locators always fit"
         listed = LocatorList(self.generation, (METHOD_HBA,) * len(self.locators), self.locators)
         return listed, *super().options()[1:], CgaOption(self._parameters)
 
 
 class HbaLocalSets(LocalSets):
-    """The locator sets of a site with one HBA host; stands in for the site's own."""
+    """The locator sets of a site whose hosts have HBAs; stands in for the site's own."""
 
-    def __init__(self, made: list[tuple[Address, CgaParameters]], core: Core) -> None:
+    def __init__(self, hosts: list[list[tuple[Address, CgaParameters]]], core: Core) -> None:
         super().__init__(core.settings.uplinks, core.entropy)
-        self._made = made
+        self._made = {made[0][0]: made for made in hosts}
 
     def same_host(self, ulid: Address, locator: Address) -> bool:
-        addresses = [octets for octets, _ in self._made]
-        return ulid in addresses and locator in addresses
+        return any(
+            ulid in addresses and locator in addresses
+            for addresses in ([octets for octets, _ in made] for made in self._made.values())
+        )
 
     def by_ulid(self, ulid: Address) -> LocalSet:
-        assert ulid == self._made[0][0]
-        return HbaLocalSet(self._made, self.uplinks)
+        found = self._by_ulid.get(ulid)
+        if found is None:
+            found = HbaLocalSet(self._made[ulid], self.uplinks, self._entropy.nonce())
+            self._by_ulid[ulid] = found
+        return found
 
 
 def become_hba(site: Site, seed: int = 1) -> list[tuple[Address, CgaParameters]]:
@@ -89,6 +97,6 @@ def become_hba(site: Site, seed: int = 1) -> list[tuple[Address, CgaParameters]]
     prefixes = [uplink.prefix.graft(site.ulid)[:8] for uplink in site.settings.uplinks]
     made = hba_set(prefixes, seed=seed)
     core = site.engine._core
-    core.local_sets = HbaLocalSets(made, core)
+    core.local_sets = HbaLocalSets([made], core)
     site.ulid, site.name = made[0][0], ""
     return made

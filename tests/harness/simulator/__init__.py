@@ -4,6 +4,8 @@
     network.py    providers that lose, delay, double and cut
     resolver.py   a DNS that is slow, silent or wrong for a while
     site.py       one engine on its own clock, with hosts behind it
+    invariants.py what must hold, each under its name
+    census.py     what really happened, counted
     wire.py       offsets of the few fields that the watchers read
     ground.py     watches which locators get data: only proved and tested ones
     rates.py      watches how often each context sends which message

@@ -6,18 +6,19 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 
 from tests.harness.simulator.schedule import generate
 from tests.harness.simulator.world import World
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Play the seeds asked for; returns 1 when any of them broke something."""
     parser = argparse.ArgumentParser(prog="python -m tests.harness.simulator", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=1, help="how many seeds from there on")
     parser.add_argument("--steps", action="store_true", help="print each schedule and its packets")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     failed = 0
     start_s = time.perf_counter()
     for seed in range(asked.seed, asked.seed + asked.count):

@@ -1,23 +1,32 @@
 """No locator gets data before its proof and its test: kept from what passed the wire alone.
 
-Proved: DNS said so to this engine, of this peer, before. Tested, for one context: a probe
-to the locator was reported back by the peer; or an exchange was completed over it, which
-needs an answer from there to what was sent there (an I2 or I2bis that repeats our
-validator, or an R2 to a nonce of ours).
+Proved: DNS said so to this engine, of this peer, before; or ULID and locator are of one set
+of hashes. Tested, for one context: a probe to the locator was reported back by the peer; or
+an exchange was completed over it, which needs an answer from there to what was sent there (an
+I2 or I2bis that repeats our validator, or an R2 to a nonce of ours). Where the operator lets
+an Update stand for the test, or wants none, it is not looked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from m6proxy.discovery.capability import NameData
 from m6proxy.names import Address
 from m6proxy.shim.context import Context
+from m6proxy.shim.routability import ReturnRoutability
 from tests.harness.simulator import wire
+from tests.harness.simulator.invariants import Broken, Invariant
 
 
 class Ground:
     """What one engine may know of its peers' locators."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, policy: ReturnRoutability, hashed: Callable[[Address, Address], bool]
+    ) -> None:
+        self._policy = policy
+        self._hashed = hashed
         self._told: dict[Address, list[NameData]] = {}
         self._probes: set[wire.Record] = set()
         self._asked: dict[tuple[bytes, Address], int] = {}
@@ -53,6 +62,8 @@ class Ground:
             )
         elif kind in (wire.I2, wire.I2BIS):
             self._repeated.add((wire.nonce_of(packet), peer))
+        elif kind == wire.UPDATE_REQUEST and self._policy is ReturnRoutability.CHANGED_SOURCE:
+            self._tested.add((wire.named_tag(packet), peer))
         elif kind == wire.R2:
             tag = self._asked.get((wire.nonce_of(packet), peer), 0)
             if tag:
@@ -64,5 +75,9 @@ class Ground:
         if locator == ulid:
             return
         told = self._told.get(ulid, ())
-        assert any(data.covers(locator) for data in told), f"unproved: {locator.hex()}"
-        assert (context.local_tag, locator) in self._tested, f"untested: {locator.hex()}"
+        if not any(data.covers(locator) for data in told) and not self._hashed(ulid, locator):
+            raise Broken(Invariant.GROUND, f"unproved: {locator.hex()}")
+        if self._policy is ReturnRoutability.NEVER:
+            return
+        if (context.local_tag, locator) not in self._tested:
+            raise Broken(Invariant.GROUND, f"untested: {locator.hex()}")

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from m6proxy.names import Address
+from tests.harness.simulator.census import Census, Event
 from tests.harness.simulator.schedule import SiteShape, Weather
-from tests.harness.simulator.topology import PREFIX_OCTETS, prefix_of
+from tests.harness.simulator.topology import PREFIX_OCTETS, prefix_of, router_of
 
 LATENCY_S: Final = 0.01
 
@@ -27,12 +28,14 @@ class Place(NamedTuple):
 class Provider:
     """How one attachment treats packets now."""
 
-    __slots__ = ("cut", "delay_s", "doubles", "fair", "jitter_s", "loss")
+    __slots__ = ("cut", "delay_s", "doubles", "fair", "jitter_s", "loss", "told")
 
     def __init__(self) -> None:
         self.cut: set[str] = set()
         self.fair = True
         """Whether nothing at all is wrong."""
+        self.told = False
+        """Whether its router answers what a cut drops by ICMPv6."""
         self.loss = self.doubles = self.delay_s = self.jitter_s = 0.0
 
     def change(self, weather: Weather) -> None:
@@ -41,9 +44,10 @@ class Provider:
         self.delay_s, self.jitter_s = weather.delay_s, weather.jitter_s
         self._look()
 
-    def set_cut(self, way: str, *, cut: bool) -> None:
+    def set_cut(self, way: str, *, cut: bool, told: bool = False) -> None:
         """Start or end a cut, in or out."""
         (self.cut.add if cut else self.cut.discard)(way)
+        self.told = told
         self._look()
 
     def mend(self) -> None:
@@ -59,7 +63,8 @@ class Provider:
 class Network:
     """All providers."""
 
-    def __init__(self, sites: Sequence[SiteShape], seed: int) -> None:
+    def __init__(self, sites: Sequence[SiteShape], seed: int, census: Census) -> None:
+        self._census = census
         self._random = random.Random(seed)
         self._place: dict[bytes, Place] = {}
         self.providers: dict[Place, Provider] = {}
@@ -84,10 +89,32 @@ class Network:
             return into.site, (LATENCY_S,)
         if "out" in leaving.cut or "in" in entering.cut:
             return None
-        draw = self._random
+        draw, census = self._random, self._census
         if draw.random() < leaving.loss or draw.random() < entering.loss:
+            census[Event.LOST] += 1
             return None
         copies = 1 + (draw.random() < leaving.doubles) + (draw.random() < entering.doubles)
         base_s = LATENCY_S + leaving.delay_s + entering.delay_s
         spread_s = leaving.jitter_s + entering.jitter_s
+        if copies > 1:
+            census[Event.DOUBLED] += 1
+        if base_s > LATENCY_S:
+            census[Event.DELAYED] += 1
+        if spread_s > 0:
+            census[Event.JITTERED] += 1
         return into.site, tuple(base_s + spread_s * draw.random() for _ in range(copies))
+
+    def refusal(self, site: int, packet: bytes) -> Address | None:
+        """The router that tells the sender of a packet lost in a cut of it; None: nobody does."""
+        out = self._place.get(packet[8:14])
+        into = self._place.get(packet[24:30])
+        if out is None or into is None or out.site != site:
+            return None
+        for place, way in ((out, "out"), (into, "in")):
+            provider = self.providers[place]
+            if way in provider.cut:
+                self._census[Event.CUT_OUT if way == "out" else Event.CUT_IN] += 1
+                self._census[Event.ONE_WAY] += len(provider.cut) == 1
+                heard = provider.told and "in" not in self.providers[out].cut
+                return router_of(*place) if heard else None
+        return None

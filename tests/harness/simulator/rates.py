@@ -10,6 +10,7 @@ sends in answer is bounded by what it received: at most ``ANSWERS_MAX`` for one 
     Probe          five in 2 s, one more for a Send Timer that expires meanwhile, one for a
                    test of a better pair, and one for each uplink event (§4.3)
     Close          two in 2 s
+    Capability Request   one in 2 s to one peer, whatever the contexts
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from m6proxy.shim.timers import (
     backoff_s,
 )
 from tests.harness.simulator import wire
+from tests.harness.simulator.invariants import Broken, Invariant, require
 
 ANSWERS_MAX: Final = 3
 _WINDOW_S: Final = 1.99
@@ -35,6 +37,7 @@ _MOST: Final = {
     wire.KEEPALIVE: 4,
     wire.PROBE: 7,
     wire.CLOSE: 2,
+    wire.CAPABILITY_REQUEST: 1,
 }
 _EXPLORING: Final = 1
 _PROBE_SPREAD: Final = 0.9
@@ -44,7 +47,7 @@ class Rates:
     """What one engine sent of its own accord lately, by message type and tag."""
 
     def __init__(self, shortest_keepalive_s: float) -> None:
-        self._sent: dict[tuple[int, int], deque[float]] = {}
+        self._sent: dict[tuple[int, int | bytes], deque[float]] = {}
         self._keepalive_s = shortest_keepalive_s
         self._uplink_events: deque[float] = deque()
         self._runs: dict[int, tuple[int, float]] = {}
@@ -65,14 +68,17 @@ class Rates:
         if kind not in _MOST:
             return
         window_s = self._keepalive_s if kind == wire.KEEPALIVE else _WINDOW_S
-        times = self._sent.setdefault((kind, tag), deque())
+        about = packet[8:40] if kind == wire.CAPABILITY_REQUEST else tag
+        times = self._sent.setdefault((kind, about), deque())
         while times and times[0] < now - window_s:
             times.popleft()
         times.append(now)
         while self._uplink_events and self._uplink_events[0] < now - 2 * window_s:
             self._uplink_events.popleft()
         most = _MOST[kind] + len(self._uplink_events)
-        assert len(times) <= most, f"{len(times)} messages of type {kind} in {window_s:.1f} s"
+        if len(times) > most:
+            seen = f"{len(times)} messages of type {kind} in {window_s:.1f} s"
+            raise Broken(Invariant.RATES, seen)
         if kind == wire.PROBE:
             self._check_backoff(tag, wire.probe_state(packet), now)
 
@@ -84,5 +90,6 @@ class Rates:
         count, last_s = self._runs.get(tag, (0, 0.0))
         spent = max(0, count - INITIAL_PROBES)
         wait_s = backoff_s(INITIAL_PROBE_TIMEOUT_S, spent, MAX_PROBE_TIMEOUT_S)
-        assert not count or now - last_s >= wait_s * _PROBE_SPREAD - 1e-6, "probes too fast"
+        waited = not count or now - last_s >= wait_s * _PROBE_SPREAD - 1e-6
+        require(waited, Invariant.RATES, "probes follow each other too fast")
         self._runs[tag] = (count + 1, now)

@@ -8,24 +8,32 @@ from typing import Final
 
 from m6proxy.discovery.capability import Capability, NameData, PrefixLocator
 from m6proxy.names import Address
+from tests.harness.simulator.census import Census, Event
 from tests.harness.simulator.network import Place
 from tests.harness.simulator.schedule import Answers, SiteShape
 from tests.harness.simulator.topology import host_ulid, prefix_of
 
 USUAL_S: Final = 0.02
 SLOW_S: Final = (1.0, 12.0)
+_ODD: Final = {
+    Answers.SLOW: Event.DNS_SLOW,
+    Answers.SILENT: Event.DNS_SILENT,
+    Answers.FOREIGN: Event.DNS_FOREIGN,
+}
 
 
 class Resolver:
     """What DNS holds, and how it answers now."""
 
-    def __init__(self, sites: Sequence[SiteShape], seed: int) -> None:
+    def __init__(self, sites: Sequence[SiteShape], seed: int, census: Census) -> None:
         self._random = random.Random(seed)
         self._sites = sites
+        self._census = census
         self._names = {
-            host_ulid(site, host): f"h{host}.s{site}.example"
+            host_ulid(site, shape, host): f"h{host}.s{site}.{_domain(shape)}"
             for site, shape in enumerate(sites)
             for host in range(shape.hosts)
+            if not shape.hashed
         }
         self._answers = Answers.RIGHT
         self._told: dict[tuple[Address, Answers], NameData | None] = {}
@@ -40,6 +48,8 @@ class Resolver:
 
     def ask(self, ulid: Address, place: Place | None) -> tuple[float, NameData | None] | None:
         """Delay and answer about a host; None when no answer ever comes."""
+        if self._answers in _ODD:
+            self._census[_ODD[self._answers]] += 1
         if self._answers is Answers.SILENT:
             return None
         slow = self._answers is Answers.SLOW
@@ -66,3 +76,7 @@ class Resolver:
         if answers is Answers.FOREIGN and capability is None:
             capability = Capability()
         return NameData(name, frozenset({ulid}), capability, owns_ulid=True)
+
+
+def _domain(shape: SiteShape) -> str:
+    return ".".join(["x" * 60] * 3 + ["example"]) if shape.long_names else "example"

@@ -7,12 +7,24 @@ same seed gives the same schedule and, played, the same packets.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, TypeAlias
 
+from m6proxy.shim.policy import Detection, FailbackMode
+from m6proxy.shim.routability import ReturnRoutability
+
 PROTOCOLS: Final = (17, 17, 6, 6, 50, 44, 60, 253)
 """UDP, TCP, ESP, a fragment, destination options, and one that nobody knows."""
+MANY_UPLINKS: Final = 58
+"""So many locators do not fit an I2 beside a long name (RFC 5533 §5.1)."""
+DETECTIONS: Final = (
+    (Detection.CONFIGURATION, Detection.DNS, Detection.I1),
+    (Detection.CONFIGURATION, Detection.DNS, Detection.I1),
+    (Detection.PROBE, Detection.I1),
+    (Detection.DNS, Detection.PROBE),
+    (Detection.I1,),
+)
 
 
 class Answers(Enum):
@@ -40,8 +52,19 @@ class SiteShape:
     after_packets: int
     """How many packets make a pair ripe for a context."""
     hold_first_packet_s: float
-    failback_hold_s: float | None
-    """None: contexts do not go back to a better pair."""
+    failback: FailbackMode
+    failback_hold_s: float
+    detection: tuple[Detection, ...]
+    probe_unknown: bool
+    """It signals to peers about which DNS says nothing."""
+    configured: bool
+    """Its operator says that all others have a shim."""
+    routability: ReturnRoutability
+    forks_udp: bool
+    """UDP goes by forks, over the last uplink."""
+    hashed: bool
+    """Its hosts have hash-based addresses, and no names."""
+    long_names: bool
     flow_labels: bool
     """Only where nobody loses his state: who does takes labelled packets for plain ones, and
     delivers them with locators for addresses (docs/decisions/0014-demultiplexing.md)."""
@@ -60,11 +83,13 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A provider drops everything one way, silently: ``way`` is in or out, seen from the site."""
+    """A provider drops everything one way: ``way`` is in or out, seen from the site."""
 
     site: int
     uplink: int
     way: str
+    told: bool = False
+    """Its router answers by ICMPv6; otherwise it is silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +199,15 @@ class _Author:
 
     def write(self) -> Schedule:
         draw = self._random
-        count = draw.choice((2, 2, 2, 3))
+        count = draw.choice((2, 2, 2, 2, 3, 3, 4, 6))
         self._sites = tuple(self._site(number) for number in range(count))
-        self._talks = tuple(self._talk() for _ in range(draw.choice((1, 1, 2))))
+        talks = [self._talk()]
+        for _ in range(draw.choice((0, 0, 1, 2) if count < 4 else (1, 2, 3))):
+            talks.append(self._twin(talks[-1]) if draw.random() < 0.25 else self._talk())
+        self._talks = tuple(talks)
         quiet_s = draw.choice((0.0, 4.0, 8.0))
         storm_s = quiet_s + draw.uniform(15.0, 75.0)
-        steps: list[Step] = []
+        steps = self._stillbirth(storm_s) if draw.random() < 0.2 else []
         for _ in range(draw.randint(3, 16)):
             steps += self._misfortune(draw.uniform(quiet_s, storm_s), storm_s)
         steps.sort(key=lambda step: step.at_s)
@@ -192,16 +220,27 @@ class _Author:
 
     def _site(self, number: int) -> SiteShape:
         draw = self._random
+        many = draw.random() < 0.01
         return SiteShape(
-            uplinks=draw.choice((1, 2, 2, 2, 2, 3, 3, 4)),
-            hosts=draw.choice((1, 2)),
+            uplinks=MANY_UPLINKS if many else draw.choice((1, 2, 2, 2, 2, 3, 3, 4)),
+            hosts=draw.choice((1, 2, 4)),
             has_shim=number < 2 or draw.random() < 0.5,
             clock_rate=draw.uniform(0.99, 1.01),
             clock_offset_s=draw.uniform(10.0, 1e6),
             send_timeout_s=draw.choice((3.0, 5.0, 15.0)),
             after_packets=draw.choice((1, 2, 4)),
-            hold_first_packet_s=draw.choice((0.0, 0.0, 3.0)),
-            failback_hold_s=draw.choice((None, 8.0)),
+            hold_first_packet_s=draw.choice((0.0, 3.0)),
+            failback=draw.choice(
+                (FailbackMode.HARD, FailbackMode.HARD, FailbackMode.SOFT, FailbackMode.NEVER)
+            ),
+            failback_hold_s=8.0,
+            detection=draw.choice(DETECTIONS),
+            probe_unknown=draw.random() < 0.3,
+            configured=draw.random() < 0.15,
+            routability=draw.choice(tuple(ReturnRoutability)),
+            forks_udp=draw.random() < 0.25,
+            hashed=not many and draw.random() < 0.1,
+            long_names=many,
             flow_labels=self._calm and draw.random() < 0.6,
         )
 
@@ -211,10 +250,23 @@ class _Author:
         return Conversation(
             (first, draw.randrange(self._sites[first].hosts)),
             (second, draw.randrange(self._sites[second].hosts)),
-            draw.choice((0.3, 0.7, 1.5)),
+            draw.choice((0.4, 0.9, 1.8)),
             draw.random() < 0.7,
             draw.choice(PROTOCOLS),
         )
+
+    def _twin(self, talk: Conversation) -> Conversation:
+        """The same two hosts talk about something else as well."""
+        return replace(talk, protocol=self._random.choice(PROTOCOLS))
+
+    def _stillbirth(self, end_s: float) -> list[Step]:
+        """The provider of a host's address is dead before its first packet."""
+        draw = self._random
+        site, _ = draw.choice((self._talks[0].first, self._talks[0].second))
+        steps = self._cut(0.0, end_s, site, 0)
+        if draw.random() < 0.5:
+            steps.append(Step(0.0, UplinkEvent(site, 0, False)))
+        return steps
 
     def _misfortune(self, at_s: float, end_s: float) -> list[Step]:
         draw = self._random
@@ -239,7 +291,8 @@ class _Author:
         """A cut, perhaps mended again, and perhaps heard of, late."""
         draw = self._random
         ways = draw.choice((("in",), ("out",), ("in", "out")))
-        steps = [Step(at_s, Cut(site, uplink, way)) for way in ways]
+        told = draw.random() < 0.3
+        steps = [Step(at_s, Cut(site, uplink, way, told)) for way in ways]
         mended_s = at_s + draw.expovariate(0.1)
         if mended_s < end_s:
             steps += [Step(mended_s, Mend(site, uplink, way)) for way in ways]

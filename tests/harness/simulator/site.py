@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from m6proxy.discovery.capability import NameData
-from m6proxy.names import Address, Tag, UlidPair
+from m6proxy.names import Address, Prefix, Tag, UlidPair
 from m6proxy.reasons import Reason
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import ShimSettings
@@ -17,22 +17,26 @@ from m6proxy.shim.effects import (
     Effect,
     InstallFlow,
     RemoveFlow,
+    Report,
     SendPacket,
     Wake,
 )
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.locators import Uplink
-from m6proxy.shim.policy import EstablishPolicy, FailbackMode
+from m6proxy.shim.policy import EstablishPolicy, ForkRule, Selector
 from m6proxy.shim.timers import CLOSED_QUIET_S
 from m6proxy.shim.transitions import REMEMBERS
 from m6proxy.shim.verdict import CONSUMED
 from tests.harness.entropy import SeededEntropy
-from tests.harness.simulator import wire
+from tests.harness.hba import HbaLocalSets
+from tests.harness.simulator import census, wire
+from tests.harness.simulator.census import Census, Event
 from tests.harness.simulator.ground import Ground
+from tests.harness.simulator.invariants import Invariant, require
 from tests.harness.simulator.rates import ANSWERS_MAX, Rates
 from tests.harness.simulator.schedule import SiteShape
 from tests.harness.simulator.state import footprint
-from tests.harness.simulator.topology import prefix_of
+from tests.harness.simulator.topology import hashed_set, prefix_of
 
 SHORTEST_SEND_TIMEOUT_S: Final = 3.0
 _UNKNOWN: Final = (Reason.NO_CONTEXT, Reason.RATE_LIMITED)
@@ -40,6 +44,8 @@ _UNKNOWN: Final = (Reason.NO_CONTEXT, Reason.RATE_LIMITED)
 
 class World(Protocol):
     """What a site asks of the world around it."""
+
+    census: Census
 
     def send(self, site: int, packet: bytes) -> None:
         """Carry a packet away."""
@@ -52,6 +58,12 @@ class World(Protocol):
 
     def name_of(self, ulid: Address) -> str | None:
         """The configured name of a host."""
+
+    def same_set(self, ulid: Address, locator: Address) -> bool:
+        """Whether both are addresses of one host of a hashed site."""
+
+    def capable(self) -> tuple[Prefix, ...]:
+        """The prefixes of all sites that have a shim."""
 
     def wake(self, site: int, true_s: float) -> None:
         """Call ``expire`` at this true time."""
@@ -66,7 +78,7 @@ class Site:
         self._world = world
         self._seed = seed
         self._now = 0.0
-        self.settings = _settings(number, shape)
+        self.settings = _settings(number, shape, world.capable() if shape.configured else ())
         self.engine: Engine | None = None
         self.flows: dict[UlidPair, InstallFlow] = {}
         if shape.has_shim:
@@ -75,11 +87,17 @@ class Site:
     def restart(self) -> None:
         """A fresh engine takes over; nothing is left of the old one."""
         self._seed += 1
+        self._world.census[Event.STATE_LOST] += any(c.carries for c in self.contexts())
         self.engine = Engine(self.settings, SeededEntropy(self._seed))
+        if self.shape.hashed:
+            hosts = range(self.shape.hosts)
+            made = [hashed_set(self.number, self.shape.uplinks, host) for host in hosts]
+            self.engine._core.local_sets = HbaLocalSets(made, self.engine._core)
         self.empty = footprint(self.engine)
         self.flows.clear()
         self._closed_s: dict[int, float] = {}
-        self.ground = Ground()
+        self._held: set[bytes] = set()
+        self.ground = Ground(self.shape.routability, self._world.same_set)
         self.rates = Rates(SHORTEST_SEND_TIMEOUT_S)
 
     def clock(self, true_s: float) -> float:
@@ -105,6 +123,9 @@ class Site:
         elif isinstance(verdict, bytes):
             self._check_rewritten(packet, verdict)
             self._world.send(self.number, verdict)
+        elif verdict is CONSUMED:
+            self._world.census[Event.HELD_FIRST] += 1
+            self._held.add(packet[40:])
         if engine.outbox:
             self._settle(engine, own=False)
 
@@ -121,9 +142,10 @@ class Site:
                 self._closed_s[wire.named_tag(packet)] = self.clock(true_s)
         verdict = engine.handle_inbound(packet, self.clock(true_s))
         sent = self._settle(engine, own=False) if engine.outbox else []
-        assert sum(map(_is_control, sent)) <= ANSWERS_MAX, "too many answers to one packet"
+        few = sum(map(_is_control, sent)) <= ANSWERS_MAX
+        require(few, Invariant.RATES, "too many answers to one packet")
         if verdict is None:
-            assert not shim, "a shim packet passed"
+            require(not shim, Invariant.ADDRESSES, "a shim packet passed")
             return packet
         if isinstance(verdict, bytes):
             return verdict
@@ -144,7 +166,8 @@ class Site:
             engine.handle_timer(now)
             self._settle(engine, own=True)
             after_s = engine.next_deadline()
-            assert after_s is None or after_s > now, "a timer that is due again at once"
+            later = after_s is None or after_s > now
+            require(later, Invariant.TIMERS, "a timer that is due again at once")
         self._set_alarm(engine)
 
     def uplink_event(self, uplink: int, true_s: float, *, up: bool) -> None:
@@ -191,6 +214,8 @@ class Site:
                 self.flows.pop(ulids, None)
             case Wake():
                 self._set_alarm(engine)
+            case Report():
+                self._note(effect)
             case _:
                 pass
 
@@ -213,26 +238,45 @@ class Site:
 
     def _check_rewritten(self, packet: bytes, rewritten: bytes) -> None:
         """Data leaves on other locators: as the flow says, and on proved and tested ground."""
-        flow = self.flows.get(UlidPair(packet[8:24], packet[24:40]))
-        assert flow is not None, "rewritten without a flow"
-        assert flow.locators.local + flow.locators.peer == rewritten[8:40], "not as the flow says"
-        if not wire.is_shim(rewritten):
-            self._world.note_labelled(rewritten, flow.peer_tag)
-        for context in self.contexts():
-            if context.outbound_key == packet[8:40]:
-                self.ground.check_data(context, rewritten[24:40])
+        users = [
+            context
+            for context in self.contexts()
+            if context.outbound_key == packet[8:40] and context.wire_addresses == rewritten[8:40]
+        ]
+        require(users, Invariant.ANSWERS, "rewritten for no context")
+        if not users[0].fii:
+            flow = self.flows.get(UlidPair(packet[8:24], packet[24:40]))
+            require(flow is not None, Invariant.ANSWERS, "rewritten without a flow")
+            assert flow is not None
+            as_told = flow.locators.local + flow.locators.peer == rewritten[8:40]
+            require(as_told, Invariant.ANSWERS, "not as the flow says")
+        if wire.is_shim(rewritten):
+            users = [context for context in users if context.peer_tag == wire.tag_of(rewritten)]
+            require(users, Invariant.ANSWERS, "rewritten with the tag of no context")
+        self._check_data(users, rewritten)
 
     def _check_sent(self, packet: bytes, *, own: bool) -> None:
         if _is_control(packet):
             self.ground.note_sent(packet)
+            census.note_sent(self._world.census, packet)
             if own:
                 self.rates.note_own(packet, self._now)
             return
-        for context in self.contexts():
-            if context.wire_addresses is not None and context.wire_addresses == packet[8:40]:
-                self.ground.check_data(context, packet[24:40])
-                if not wire.is_shim(packet):
-                    self._world.note_labelled(packet, context.peer_tag)
+        users = [context for context in self.contexts() if context.wire_addresses == packet[8:40]]
+        if users:
+            self._world.census[Event.HELD_SENT] += packet[48:] in self._held
+            self._check_data(users, packet)
+
+    def _check_data(self, users: list[Context], rewritten: bytes) -> None:
+        for context in users:
+            self.ground.check_data(context, rewritten[24:40])
+            if wire.flow_label(rewritten):
+                self._world.note_labelled(rewritten, context.peer_tag)
+        census.note_data(self._world.census, users[0], rewritten)
+
+    def _note(self, report: Report) -> None:
+        contexts = [c for c in self.contexts() if c.outbound_key == b"".join(report.pair)]
+        census.note_report(self._world.census, report, contexts)
 
     def _check_refused(self, packet: bytes, reason: Reason, sent: list[bytes]) -> None:
         """A tag that no context has is answered with R1bis (RFC 5533 §12.2, §12.3)."""
@@ -244,9 +288,10 @@ class Site:
             return
         if any(c.local_tag == tag and c.state not in REMEMBERS for c in self.contexts()):
             return
-        assert reason in _UNKNOWN, f"{reason.name} for a tag of no context"
+        require(reason in _UNKNOWN, Invariant.TAGS, f"{reason.name} for a tag of no context")
         answered = any(_is_control(p) and wire.type_of(p) == wire.R1BIS for p in sent)
-        assert answered or reason is Reason.RATE_LIMITED or self._closed(tag), "no R1bis"
+        excused = reason is Reason.RATE_LIMITED or self._closed(tag)
+        require(answered or excused, Invariant.TAGS, "a tag of no context without an R1bis")
 
     def _closed(self, tag: int) -> bool:
         """Late packets of a context that was closed just now invite no recovery."""
@@ -261,15 +306,21 @@ def _name(uplink: int) -> str:
     return f"isp{uplink}"
 
 
-def _settings(number: int, shape: SiteShape) -> ShimSettings:
+def _settings(number: int, shape: SiteShape, capable: tuple[Prefix, ...]) -> ShimSettings:
     modes = (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR) if shape.flow_labels else (DemuxMode.EXTHDR,)
+    fork = ForkRule((Selector(protocol=17),), _name(shape.uplinks - 1))
     return ShimSettings(
         uplinks=tuple(Uplink(_name(n), prefix_of(number, n), n) for n in range(shape.uplinks)),
         establish=EstablishPolicy(after_packets=shape.after_packets),
         hold_first_packet_s=shape.hold_first_packet_s,
         send_timeout_s=shape.send_timeout_s,
-        failback=FailbackMode.SOFT if shape.failback_hold_s is None else FailbackMode.HARD,
-        failback_hold_s=shape.failback_hold_s or 60.0,
+        failback=shape.failback,
+        failback_hold_s=shape.failback_hold_s,
+        detection=shape.detection,
+        capable=capable,
+        probe_unknown=shape.probe_unknown,
+        return_routability=shape.routability,
+        forks=(fork,) if shape.forks_udp and shape.uplinks > 1 else (),
         max_contexts=1000,
         demux=modes,
     )

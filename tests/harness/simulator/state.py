@@ -7,7 +7,8 @@ whenever a packet with an unknown tag arrives. A tag that names another pair's c
 the one thing that must never be.
 
 Memory is counted without knowing how the engine keeps its tables: every container that can
-be reached from it is measured.
+be reached from it is measured. Only those that forget their oldest entry instead of waiting
+for its end are named here; a new one that grows is found.
 """
 
 from __future__ import annotations
@@ -22,7 +23,27 @@ from m6proxy.names import Address, Tag
 from m6proxy.shim.context import Context
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.transitions import State
+from tests.harness.simulator.invariants import Broken, Invariant, require
 
+_KEPT: Final = frozenset(
+    f"._core.{name}"
+    for name in (
+        "accounts._by_pair",
+        "closed._until_s",
+        "drops",
+        "errors_limit._buckets",
+        "failback_limit._buckets",
+        "history._scores",
+        "icmp_limit._buckets",
+        "local_sets._down",
+        "peers._capable",
+        "peers._refused",
+        "requests_limit._buckets",
+        "responder._keys",
+    )
+)
+_KEPT_MAX: Final = 256
+"""What a story of a few hosts can leave in each of them."""
 _PLAIN: Final = (bytes, str, int, float, type(None), Enum, type)
 
 
@@ -36,22 +57,36 @@ def check_tags(
             if not context.carries:
                 continue
             place = owner(context.outbound_key[16:])
-            assert place is not None, "a context with nobody"
+            require(place is not None, Invariant.TAGS, "a context with nobody")
+            assert place is not None
             engine, there = sites[place]
-            assert engine is not None, "a context with a site that has no shim"
+            require(engine is not None, Invariant.TAGS, "a context with a site without a shim")
             other = there.get(context.peer_tag)
             if other is not None:
-                assert other.outbound_key == context.inbound_key, "the tag is another pair's"
-                assert other.fii == context.fii, "the tag is another fork's"
+                same = other.outbound_key == context.inbound_key
+                require(same, Invariant.TAGS, "the tag is another pair's")
+                require(other.fii == context.fii, Invariant.TAGS, "the tag is another fork's")
 
 
 def check_timers(engine: Engine, now: float) -> None:
     """No deadline has passed unnoticed, and whatever waits has one."""
     deadline_s = engine.next_deadline()
-    assert deadline_s is None or deadline_s > now - 1e-6, "a deadline without a wake"
+    to_come = deadline_s is None or deadline_s > now - 1e-6
+    require(to_come, Invariant.TIMERS, "a deadline without a wake")
     for context in engine.contexts():
-        assert context.state is not State.IDLE, "a context in IDLE"
-        assert deadline_s is not None, "a context without a timer"
+        require(context.state is not State.IDLE, Invariant.TIMERS, "a context in IDLE")
+        require(deadline_s is not None, Invariant.TIMERS, "a context without a timer")
+
+
+def check_idle(engine: Engine, before: Mapping[str, int]) -> None:
+    """Nobody has talked for long: nothing is left but what is kept on purpose, and bounded."""
+    require(not list(engine.contexts()), Invariant.MEMORY, "a context outlives its traffic")
+    require(engine.next_deadline() is None, Invariant.MEMORY, "a timer of nobody")
+    for path, count in footprint(engine).items():
+        grown = count - before.get(path, 0)
+        kept = _KEPT_MAX if path.rstrip("[]") in _KEPT else 0
+        if grown > kept:
+            raise Broken(Invariant.MEMORY, f"{path} has grown by {grown}")
 
 
 def footprint(engine: Engine) -> dict[str, int]:
@@ -65,10 +100,10 @@ def footprint(engine: Engine) -> dict[str, int]:
             continue
         seen.add(id(value))
         if isinstance(value, (Mapping, WeakValueDictionary)):
-            found[path] = len(value)
+            found[path] = found.get(path, 0) + len(value)
             todo += [(f"{path}[]", held) for held in value.values()]
         elif isinstance(value, (list, tuple, set, frozenset, deque)):
-            found[path] = len(value)
+            found[path] = found.get(path, 0) + len(value)
             todo += [(f"{path}[]", held) for held in value]
         else:
             todo += [(f"{path}.{name}", getattr(value, name)) for name in _attributes(value)]

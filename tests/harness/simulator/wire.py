@@ -18,6 +18,7 @@ I2: Final = 3
 R2: Final = 4
 R1BIS: Final = 5
 I2BIS: Final = 6
+CAPABILITY_REQUEST: Final = 60
 CLOSE: Final = 62
 CLOSE_ACK: Final = 63
 UPDATE_REQUEST: Final = 64
@@ -61,6 +62,11 @@ def type_of(packet: bytes) -> int:
 def named_tag(packet: bytes) -> int:
     """The tag that a control message names; meaningless in R1 and Error."""
     return int.from_bytes(packet[46:52]) & TAG_MASK
+
+
+def flow_label(packet: bytes) -> int:
+    """The flow label; hosts here send 0."""
+    return int.from_bytes(packet[1:4]) & 0xFFFFF
 
 
 def nonce_of(packet: bytes) -> bytes:

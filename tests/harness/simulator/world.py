@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 from m6proxy.discovery.capability import NameData
-from m6proxy.names import Address, Tag
+from m6proxy.names import Address, Prefix, Tag
+from m6proxy.shim.context import Context
 from m6proxy.shim.timers import ICMP_HOLDDOWN_S
 from m6proxy.shim.transitions import State
 from m6proxy.wire.ipv6 import NEXT_ICMPV6, build_packet
 from tests.harness.packets import icmp_error
 from tests.harness.simulator import wire
 from tests.harness.simulator.bound import recovery_bound_s
-from tests.harness.simulator.network import Network, Place
+from tests.harness.simulator.census import Census, Event
+from tests.harness.simulator.invariants import Broken, Invariant, require
+from tests.harness.simulator.network import LATENCY_S, Network, Place
 from tests.harness.simulator.resolver import Resolver
 from tests.harness.simulator.schedule import (
     Answers,
@@ -36,8 +40,8 @@ from tests.harness.simulator.schedule import (
     Weather,
 )
 from tests.harness.simulator.site import Site
-from tests.harness.simulator.state import check_tags, check_timers, footprint
-from tests.harness.simulator.topology import host_ulid
+from tests.harness.simulator.state import check_idle, check_tags, check_timers
+from tests.harness.simulator.topology import hashed_set, host_ulid, prefix_of
 
 LOOK_S: Final = 1.0
 """How often the states are compared when no step does it."""
@@ -46,8 +50,9 @@ SETTLED_S: Final = 3.0
 REST_S: Final = 2 * ICMP_HOLDDOWN_S
 """Longer than any hold-down, idle timer and exchange one after the other."""
 ORDERLY_S: Final = 1.0
-_KEPT_FOR_LONG: Final = 64
-"""What an engine may remember of few peers on purpose (capability, refusals, closed tags)."""
+_DRIFT_S: Final = 1.0
+_SYN: Final = 0x02
+_ACK: Final = 0x10
 
 
 class _Direction:
@@ -78,8 +83,15 @@ class World:
         self._sequence = 0
         seed = schedule.seed
         self._random = random.Random(seed)
-        self.network = Network(schedule.sites, seed)
-        self._resolver = Resolver(schedule.sites, seed)
+        self.census: Census = Counter()
+        self.network = Network(schedule.sites, seed, self.census)
+        self._resolver = Resolver(schedule.sites, seed, self.census)
+        self._sets = [
+            frozenset(octets for octets, _ in hashed_set(number, shape.uplinks, host))
+            for number, shape in enumerate(schedule.sites)
+            if shape.hashed
+            for host in range(shape.hosts)
+        ]
         self._alarms: dict[int, float] = {}
         self.sites = [
             Site(number, shape, self, seed * 1000 + number * 100)
@@ -89,7 +101,7 @@ class World:
         self._labelled: dict[bytes, Tag] = {}
         self._count = 0
         self._silent = [False] * len(schedule.conversations)
-        self._ways = [_ways(conversation) for conversation in schedule.conversations]
+        self._ways = [self._directions(talk) for talk in schedule.conversations]
         self._over = False
 
     # --- the story ---------------------------------------------------------------------
@@ -107,6 +119,7 @@ class World:
         self._mend()
         self._recover()
         self._rest()
+        self._count_shapes()
 
     def _mend(self) -> None:
         self._say("all is mended")
@@ -147,11 +160,12 @@ class World:
             ]
             for due_s, way in waiting:
                 if way.steady_s is None:
-                    assert self.now <= due_s, (
-                        f"site {way.sender} is not heard {self.now - start_s:.0f} s after mending"
-                    )
+                    if self.now > due_s:
+                        waited = f"not heard {self.now - start_s:.0f} s after the mending"
+                        raise Broken(Invariant.DELIVERY, f"site {way.sender} is {waited}")
                 else:
-                    assert self.now <= due_s + 10 * SETTLED_S, "heard, but not steadily"
+                    soon = self.now <= due_s + 10 * SETTLED_S
+                    require(soon, Invariant.DELIVERY, "heard, but not steadily")
 
     def _rest(self) -> None:
         """Nobody talks; everything must be forgotten."""
@@ -160,34 +174,36 @@ class World:
             provider.mend()
         self._run(self.now + REST_S)
         for site in self.sites:
-            if site.engine is None:
-                continue
-            assert not list(site.engine.contexts()), "a context outlives its traffic"
-            assert site.engine.next_deadline() is None, "a timer of nobody"
-            for path, count in footprint(site.engine).items():
-                grown = count - site.empty.get(path, 0)
-                assert grown <= _KEPT_FOR_LONG, f"{path} has grown by {grown}"
+            if site.engine is not None:
+                check_idle(site.engine, site.empty)
+
+    def _count_shapes(self) -> None:
+        rates = [site.clock_rate for site in self.schedule.sites]
+        self.census[Event.DRIFT] += (max(rates) - min(rates)) * self.now > _DRIFT_S
+        self.census[Event.CROWD] += len(rates) >= 4 and len(self.schedule.conversations) >= 3
 
     def _bears_scar(self, conversation: Conversation) -> bool:
         """Whether a conversation can go on with a dead provider: its context is whole."""
         ends = (conversation.first, conversation.second)
-        first, second = (host_ulid(*end) for end in ends)
+        first, second = (self._ulid(end) for end in ends)
         scar = self.schedule.scar
         if all(scar != (site, 0) for site, _ in ends):
             return True
-        found = []
-        for (site, _), key in zip(ends, (first + second, second + first), strict=True):
-            found += [c for c in self.sites[site].contexts() if c.outbound_key == key]
-        if len(found) != 2 or any(c.state is not State.ESTABLISHED for c in found):
-            return False
-        one, other = found
-        agreed = one.peer_tag == other.local_tag and other.peer_tag == one.local_tag
-        proved = all(locator.proved for context in found for locator in context.peer_locators)
-        whole = all(
-            len(c.peer_locators) == self.schedule.sites[site].uplinks
-            for c, (site, _) in zip(found, reversed(ends), strict=True)
+        near, far = (
+            {c.fii: c for c in self.sites[site].contexts() if c.outbound_key == key}
+            for (site, _), key in zip(ends, (first + second, second + first), strict=True)
         )
-        return agreed and proved and whole
+        return (
+            0 in near
+            and near.keys() == far.keys()
+            and all(_agree(context, far[fii]) for fii, context in near.items())
+            and all(self._is_whole(context, ends[1][0]) for context in near.values())
+            and all(self._is_whole(context, ends[0][0]) for context in far.values())
+        )
+
+    def _is_whole(self, context: Context, peer: int) -> bool:
+        known = context.peer_locators
+        return len(known) == self.schedule.sites[peer].uplinks and all(x.proved for x in known)
 
     # --- what a site asks of the world (site.World) --------------------------------------
 
@@ -197,6 +213,11 @@ class World:
             self._say(f"  site {site} sends {_described(packet)}")
         way = self.network.carry(site, packet)
         if way is None:
+            router = self.network.refusal(site, packet)
+            if router is not None and packet[6] != NEXT_ICMPV6:
+                self.census[Event.TOLD] += 1
+                refusal = icmp_error(router, packet[8:24], 1, 0, 0, packet)
+                self._at(self.now + LATENCY_S, lambda: self._arrive(site, refusal))
             return
         receiver, delays_s = way
         for delay_s in delays_s:
@@ -220,6 +241,19 @@ class World:
     def name_of(self, ulid: Address) -> str | None:
         """The configured name of a host."""
         return self._resolver.name_of(ulid)
+
+    def same_set(self, ulid: Address, locator: Address) -> bool:
+        """Whether both are addresses of one host of a hashed site."""
+        return any(ulid in one and locator in one for one in self._sets)
+
+    def capable(self) -> tuple[Prefix, ...]:
+        """The prefixes of all sites that have a shim."""
+        return tuple(
+            prefix_of(number, uplink)
+            for number, shape in enumerate(self.schedule.sites)
+            if shape.has_shim
+            for uplink in range(shape.uplinks)
+        )
 
     def wake(self, site: int, true_s: float) -> None:
         """Let a site's alarm ring; an earlier one is enough."""
@@ -261,6 +295,12 @@ class World:
         for site in self.sites:
             if site.engine is not None:
                 check_timers(site.engine, site.clock(self.now))
+        for _, contexts in tables:
+            for context in contexts.values():
+                if context.hinted_s:
+                    self.census[Event.HINTED] += 1
+                if context.failback is not None and context.failback.returned:
+                    self.census[Event.RETURNED] += 1
 
     def _site_of(self, octets: Address) -> int | None:
         place = self.network.place_of(octets)
@@ -268,14 +308,17 @@ class World:
 
     def _happen(self, happening: Happening) -> None:
         match happening:
-            case Cut(site, uplink, way):
-                self.network.providers[Place(site, uplink)].set_cut(way, cut=True)
+            case Cut(site, uplink, way, told):
+                self.network.providers[Place(site, uplink)].set_cut(way, cut=True, told=told)
             case Mend(site, uplink, way):
                 self.network.providers[Place(site, uplink)].set_cut(way, cut=False)
             case Weather():
                 place = Place(happening.site, happening.uplink)
                 self.network.providers[place].change(happening)
             case UplinkEvent(site, uplink, up):
+                if not up:
+                    dead = self.network.providers[Place(site, uplink)].cut
+                    self.census[Event.UPLINK_LOST if dead else Event.UPLINK_LIE] += 1
                 self.sites[site].uplink_event(uplink, self.now, up=up)
             case Restart(site, orderly):
                 self._restart(self.sites[site], orderly=orderly)
@@ -291,6 +334,7 @@ class World:
             site.restart()
             return
         engine = site.engine
+        self.census[Event.ORDERLY] += any(context.carries for context in site.contexts())
         site.close_all(self.now)
 
         def stop() -> None:
@@ -306,15 +350,17 @@ class World:
             if self._over:
                 return
             if not self._silent[number]:
-                for way in ways:
-                    self._host_sends(way, conversation.protocol)
+                for way, back in zip(ways, reversed(ways), strict=True):
+                    opened = way is not back and back.heard_s >= 0
+                    self._host_sends(way, conversation.protocol, opened=opened)
             self._at(self.now + conversation.interval_s, talk)
 
         return talk
 
-    def _host_sends(self, way: _Direction, protocol: int) -> None:
+    def _host_sends(self, way: _Direction, protocol: int, *, opened: bool) -> None:
         self._count += 1
-        packet = build_packet(*way.packet_head, protocol, _payload(protocol, self._count))
+        payload = _payload(protocol, self._count, _ACK if opened else _SYN)
+        packet = build_packet(*way.packet_head, protocol, payload)
         self._sent[packet] = (way, self.now)
         self.sites[way.sender].host_sends(packet, self.now)
 
@@ -324,18 +370,33 @@ class World:
         if delivered is None:
             return
         if site.engine is None and wire.is_shim(packet):
-            assert not wire.is_payload(packet), "a payload header for a site that has no shim"
+            plain = not wire.is_payload(packet)
+            require(plain, Invariant.ADDRESSES, "a payload header for a site without a shim")
+            self.census[Event.PLAIN_SITE] += wire.type_of(packet) == wire.I1
             refusal = icmp_error(packet[24:40], packet[8:24], 4, 1, 6, packet)
             self.send(number, refusal)
             return
         if delivered[6] == NEXT_ICMPV6:
+            self._check_error(number, delivered)
             return
         known = self._sent.get(delivered)
         if known is None and self._is_stray(site, delivered):
             return
-        assert known is not None, f"site {number} got {delivered.hex()}, which nobody sent"
-        assert self._site_of(delivered[24:40]) == number, "delivered at another site"
+        if known is None:
+            seen = f"site {number} got {delivered.hex()}, which nobody sent"
+            raise Broken(Invariant.ADDRESSES, seen)
+        here = self._site_of(delivered[24:40]) == number
+        require(here, Invariant.ADDRESSES, "delivered at another site")
         self._heard(*known)
+
+    def _check_error(self, number: int, error: bytes) -> None:
+        """An ICMPv6 error for a host: it is about a packet of that host, as the host sent it."""
+        quoted = error[48:]
+        if wire.is_shim(quoted):
+            return
+        ours = error[24:40] == quoted[8:24] and self._site_of(quoted[8:24]) == number
+        require(ours, Invariant.ADDRESSES, "an ICMPv6 error for another host")
+        require(quoted in self._sent, Invariant.ADDRESSES, "an error about what nobody sent")
 
     def _is_stray(self, site: Site, packet: bytes) -> bool:
         """A labelled packet for a context that the site lost: it cannot know (decision 0014)."""
@@ -346,6 +407,7 @@ class World:
 
     def _heard(self, way: _Direction, sent_s: float) -> None:
         if sent_s <= way.heard_s:
+            self.census[Event.REORDERED] += sent_s < way.heard_s
             return
         gap_s = sent_s - way.heard_s
         way.heard_s = sent_s
@@ -356,21 +418,31 @@ class World:
         if self._trace is not None:
             self._trace(f"{self.now:10.3f} s  {text}")
 
+    def _directions(self, talk: Conversation) -> list[_Direction]:
+        first, second = self._ulid(talk.first), self._ulid(talk.second)
+        ways = [_Direction(talk.first[0], first, second)]
+        if talk.both_ways:
+            ways.append(_Direction(talk.second[0], second, first))
+        return ways
 
-def _ways(conversation: Conversation) -> list[_Direction]:
-    first, second = host_ulid(*conversation.first), host_ulid(*conversation.second)
-    ways = [_Direction(conversation.first[0], first, second)]
-    if conversation.both_ways:
-        ways.append(_Direction(conversation.second[0], second, first))
-    return ways
+    def _ulid(self, end: tuple[int, int]) -> Address:
+        site, host = end
+        return host_ulid(site, self.schedule.sites[site], host)
 
 
-def _payload(protocol: int, count: int) -> bytes:
+def _agree(one: Context, other: Context) -> bool:
+    """Whether two contexts are established with each other."""
+    agreed = one.peer_tag == other.local_tag and other.peer_tag == one.local_tag
+    return agreed and one.state is other.state is State.ESTABLISHED
+
+
+def _payload(protocol: int, count: int, flags: int) -> bytes:
     """Octets that no other packet has, with as much of a header as somebody may look at."""
     mark = count.to_bytes(4)
     match protocol:
         case 6:
-            return b"\x0f\xa0\x00\x50" + mark + bytes(4) + b"\x50\x10" + bytes(6) + b"segment"
+            start = b"\x0f\xa0\x00\x50" + mark + bytes(4)
+            return start + bytes((0x50, flags)) + bytes(6) + b"segment"
         case 44:
             return b"\x11\x00\x00\x00" + mark + b"fragment"
         case 60:
