@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from m6proxy.proof.judge import Proof
 from m6proxy.shim.context import Context
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import Report, What
 from m6proxy.shim.transitions import State
 from m6proxy.wire.message import UpdateRequest, parse_message
@@ -60,6 +61,7 @@ class Event(StrEnum):
     SHORTENED = "a locator list that did not fit"
     # how they live
     PAYLOAD_HEADER = "a packet with a payload header"
+    TAG_OPTION = "a packet with its tag in an option"
     FLOW_LABEL = "a re-homed packet that goes by its flow label"
     SILENCE = "a failure noticed"
     REHOMED = "a context re-homed"
@@ -140,6 +142,8 @@ def note_data(census: Census, context: Context, rewritten: bytes) -> None:
         census[Event.PAYLOAD_HEADER] += 1
     elif wire.flow_label(rewritten):
         census[Event.FLOW_LABEL] += 1
+    elif context.mode is DemuxMode.DSTOPT:
+        census[Event.TAG_OPTION] += 1
     if context.fii:
         census[Event.FORKED] += 1
     locator = context.peer_locator(rewritten[24:40])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, TypeAlias
 
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.policy import Detection, FailbackMode
 from m6proxy.shim.routability import ReturnRoutability
 
@@ -45,6 +46,8 @@ class SiteShape:
     uplinks: int
     hosts: int
     has_shim: bool
+    mute: bool
+    """Without a shim: it drops what it does not know, and tells nobody."""
     clock_rate: float
     """Its seconds in one true second."""
     clock_offset_s: float
@@ -65,9 +68,10 @@ class SiteShape:
     hashed: bool
     """Its hosts have hash-based addresses, and no names."""
     long_names: bool
-    flow_labels: bool
-    """Only where nobody loses his state: who does takes labelled packets for plain ones, and
-    delivers them with locators for addresses (docs/decisions/0014-demultiplexing.md)."""
+    demux: DemuxMode
+    """What it asks for. Flow labels only where nobody loses his state: who does takes labelled
+    packets for plain ones, and delivers them with locators for addresses
+    (docs/decisions/0014-demultiplexing.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +206,7 @@ class _Author:
         count = draw.choice((2, 2, 2, 2, 3, 3, 4, 6))
         self._sites = tuple(self._site(number) for number in range(count))
         talks = [self._talk()]
-        for _ in range(draw.choice((0, 0, 1, 2) if count < 4 else (1, 2, 3))):
+        for _ in range(draw.choice((0, 0, 1) if count < 4 else (1, 2, 2))):
             talks.append(self._twin(talks[-1]) if draw.random() < 0.25 else self._talk())
         self._talks = tuple(talks)
         quiet_s = draw.choice((0.0, 4.0, 8.0))
@@ -225,6 +229,7 @@ class _Author:
             uplinks=MANY_UPLINKS if many else draw.choice((1, 2, 2, 2, 2, 3, 3, 4)),
             hosts=draw.choice((1, 2, 4)),
             has_shim=number < 2 or draw.random() < 0.5,
+            mute=draw.random() < 0.4,
             clock_rate=draw.uniform(0.99, 1.01),
             clock_offset_s=draw.uniform(10.0, 1e6),
             send_timeout_s=draw.choice((3.0, 5.0, 15.0)),
@@ -241,7 +246,11 @@ class _Author:
             forks_udp=draw.random() < 0.25,
             hashed=not many and draw.random() < 0.1,
             long_names=many,
-            flow_labels=self._calm and draw.random() < 0.6,
+            demux=draw.choice(
+                (DemuxMode.FLOWLABEL, DemuxMode.FLOWLABEL, DemuxMode.DSTOPT, DemuxMode.EXTHDR)
+                if self._calm
+                else (DemuxMode.EXTHDR, DemuxMode.EXTHDR, DemuxMode.DSTOPT)
+            ),
         )
 
     def _talk(self) -> Conversation:

@@ -80,6 +80,8 @@ class Site:
         self._now = 0.0
         self.settings = _settings(number, shape, world.capable() if shape.configured else ())
         self.engine: Engine | None = None
+        self.empty: dict[str, int] = {}
+        """What a fresh engine holds."""
         self.flows: dict[UlidPair, InstallFlow] = {}
         if shape.has_shim:
             self.restart()
@@ -93,7 +95,7 @@ class Site:
             hosts = range(self.shape.hosts)
             made = [hashed_set(self.number, self.shape.uplinks, host) for host in hosts]
             self.engine._core.local_sets = HbaLocalSets(made, self.engine._core)
-        self.empty = footprint(self.engine)
+        self.empty = self.empty or footprint(self.engine)
         self.flows.clear()
         self._closed_s: dict[int, float] = {}
         self._held: set[bytes] = set()
@@ -307,7 +309,6 @@ def _name(uplink: int) -> str:
 
 
 def _settings(number: int, shape: SiteShape, capable: tuple[Prefix, ...]) -> ShimSettings:
-    modes = (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR) if shape.flow_labels else (DemuxMode.EXTHDR,)
     fork = ForkRule((Selector(protocol=17),), _name(shape.uplinks - 1))
     return ShimSettings(
         uplinks=tuple(Uplink(_name(n), prefix_of(number, n), n) for n in range(shape.uplinks)),
@@ -322,5 +323,5 @@ def _settings(number: int, shape: SiteShape, capable: tuple[Prefix, ...]) -> Shi
         return_routability=shape.routability,
         forks=(fork,) if shape.forks_udp and shape.uplinks > 1 else (),
         max_contexts=1000,
-        demux=modes,
+        demux=tuple(dict.fromkeys((shape.demux, DemuxMode.EXTHDR))),
     )

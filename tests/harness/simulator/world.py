@@ -43,7 +43,7 @@ from tests.harness.simulator.site import Site
 from tests.harness.simulator.state import check_idle, check_tags, check_timers
 from tests.harness.simulator.topology import hashed_set, host_ulid, prefix_of
 
-LOOK_S: Final = 1.0
+LOOK_S: Final = 1.5
 """How often the states are compared when no step does it."""
 SETTLED_S: Final = 3.0
 """So long a conversation must be heard without a gap to count as recovered."""
@@ -100,6 +100,11 @@ class World:
         self._sent: dict[bytes, tuple[_Direction, float]] = {}
         self._labelled: dict[bytes, Tag] = {}
         self._count = 0
+        self._hosts = {
+            host_ulid(number, shape, host)
+            for number, shape in enumerate(schedule.sites)
+            for host in range(shape.hosts)
+        }
         self._silent = [False] * len(schedule.conversations)
         self._ways = [self._directions(talk) for talk in schedule.conversations]
         self._over = False
@@ -373,11 +378,13 @@ class World:
             plain = not wire.is_payload(packet)
             require(plain, Invariant.ADDRESSES, "a payload header for a site without a shim")
             self.census[Event.PLAIN_SITE] += wire.type_of(packet) == wire.I1
+            if site.shape.mute:
+                return
             refusal = icmp_error(packet[24:40], packet[8:24], 4, 1, 6, packet)
             self.send(number, refusal)
             return
         if delivered[6] == NEXT_ICMPV6:
-            self._check_error(number, delivered)
+            self._check_error(number, delivered, translated=delivered is not packet)
             return
         known = self._sent.get(delivered)
         if known is None and self._is_stray(site, delivered):
@@ -389,10 +396,14 @@ class World:
         require(here, Invariant.ADDRESSES, "delivered at another site")
         self._heard(*known)
 
-    def _check_error(self, number: int, error: bytes) -> None:
-        """An ICMPv6 error for a host: it is about a packet of that host, as the host sent it."""
+    def _check_error(self, number: int, error: bytes, *, translated: bool) -> None:
+        """An ICMPv6 error for a host: it is about a packet of that host, as the host sent it.
+
+        One about a path that its context has left since may pass as it is, to a locator: to
+        nobody, for hosts have their ULIDs alone.
+        """
         quoted = error[48:]
-        if wire.is_shim(quoted):
+        if not translated and error[24:40] not in self._hosts:
             return
         ours = error[24:40] == quoted[8:24] and self._site_of(quoted[8:24]) == number
         require(ours, Invariant.ADDRESSES, "an ICMPv6 error for another host")
