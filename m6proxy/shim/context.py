@@ -14,6 +14,7 @@ from m6proxy.shim.exploration import Exploration
 from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.locators import LocalSet, PeerLocator
 from m6proxy.shim.policy import ForkRule
+from m6proxy.shim.slots import KernelFlow
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S
 from m6proxy.shim.transitions import CARRIES, CONTEXT, Input, ReapState, State
 from m6proxy.wire.message import Close, UpdateRequest
@@ -110,6 +111,7 @@ class Context:
         "exploration",
         "failback",
         "fii",
+        "flow",
         "forks",
         "handshake",
         "held",
@@ -232,6 +234,8 @@ class Context:
         """The last 7 octets of the payload header."""
         self.wire_kind = forward.SHIM
         """What the header before it calls it."""
+        self.flow: KernelFlow | None = None
+        """Only where a data plane in the kernel moves the packets."""
         self.mtu = 0
         self.told_too_big_s = NEVER
         """When the host was last told that its packets do not fit this path."""
@@ -313,6 +317,8 @@ class Context:
             due.append(self.held_ack.due_s)
         if self.failback is not None:
             due.append(self.failback.due_s)
+        if self.flow is not None and self.flow.look_due_s:
+            due.append(self.flow.look_due_s)
         if self.closing is not None:
             due.append(self.closing.timeout_due_s)
         if self.held is not None and self.forgets_held:

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from m6proxy.errors import MalformedMessage, PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, is_multicast
 from m6proxy.reasons import Reason
-from m6proxy.shim import close, detect, establish, reap, update
+from m6proxy.shim import activity, close, detect, establish, reap, update
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
@@ -163,6 +163,7 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
         raise PeerViolation(Reason.ILLEGAL_IN_STATE, f"in {context.state.value}")
     if route.local + route.peer != context.outbound_key:
         core.contexts.expect_label(context)
+    activity.look(core, context, now)
     match message:
         case Keepalive():
             reap.handle_keepalive(core, context, now)

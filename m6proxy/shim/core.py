@@ -34,6 +34,7 @@ from m6proxy.shim.policy import (
 from m6proxy.shim.ratelimit import RateLimit
 from m6proxy.shim.responder import Responder
 from m6proxy.shim.routability import ReturnRoutability
+from m6proxy.shim.slots import FlowSlots, ReadActivity
 from m6proxy.shim.table import ContextTable
 from m6proxy.shim.timers import MIN_IDLE_S, SEND_TIMEOUT_S, TimerHeap
 from m6proxy.wire.ipv6 import MIN_MTU, NEXT_SHIM, build_packet
@@ -109,11 +110,18 @@ class Core:
         "restored",
         "rewritten",
         "settings",
+        "slots",
         "timers",
     )
 
-    def __init__(self, settings: ShimSettings, entropy: Entropy) -> None:
+    def __init__(
+        self, settings: ShimSettings, entropy: Entropy, read_activity: ReadActivity | None = None
+    ) -> None:
         self.settings = settings
+        self.slots = (
+            FlowSlots(read_activity, settings.max_contexts) if read_activity is not None else None
+        )
+        """Only where a data plane in the kernel moves packets."""
         self.entropy = entropy
         self.local_sets = LocalSets(settings.uplinks, entropy)
         self.contexts = ContextTable()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from m6proxy.names import LocatorPair, Tag, UlidPair
+from m6proxy.names import Address, LocatorPair, Tag, UlidPair
+from m6proxy.shim.demux import DemuxMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +48,48 @@ class LearnNames:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelEntry:
+    """What a data plane in the kernel has to know of a context besides its pairs."""
+
+    slot: int
+    """Where it counts what the context sends and receives."""
+    mode: DemuxMode
+    """How packets go while the locators are not the ULIDs."""
+    tail: bytes
+    """Of mode EXTHDR and DSTOPT: the last 7 octets of the header that goes in; may be empty."""
+    label: int
+    """Of mode FLOWLABEL: the peer's label."""
+    mtu: int
+    """Of the uplink, octets, growth included."""
+    uplink: str | None
+    """The uplink that the current local locator belongs to."""
+    slow: bool
+    """Every packet of the pair is for the engine."""
+    tags: tuple[tuple[DemuxMode, int], ...]
+    """How the peer's packets may find the context."""
+    local_locators: tuple[Address, ...]
+    peer_locators: tuple[Address, ...]
+    """Those that are proved, the current one first."""
+
+
+@dataclass(frozen=True, slots=True)
 class InstallFlow:
-    """A context left its ULIDs: data planes rewrite its packets, and nothing else may pass them."""
+    """How a context's packets go from now on: data planes rewrite them, and nothing else may
+    pass them, unless the locators are the ULIDs.
+
+    Contexts on their ULIDs are told of only where the data plane is in the kernel.
+    """
 
     ulids: UlidPair
     locators: LocatorPair
     peer_tag: Tag
+    kernel: KernelEntry | None = None
+    """None where all packets come through the engine, and when it had no slot left."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveFlow:
-    """The context is gone or back on its ULIDs: its packets pass unchanged."""
+    """The context is gone, or back on its ULIDs: its packets pass unchanged."""
 
     ulids: UlidPair
 

@@ -24,6 +24,7 @@ from m6proxy.errors import MalformedMessage, PeerViolation
 from m6proxy.names import TAG_MASK, LocatorPair, UlidPair
 from m6proxy.reasons import Reason
 from m6proxy.shim import (
+    activity,
     close,
     control,
     detect,
@@ -45,6 +46,8 @@ from m6proxy.shim.effects import AskCapability, Effect, LearnNames, SendPacket, 
 from m6proxy.shim.entropy import Entropy
 from m6proxy.shim.locators import Uplink
 from m6proxy.shim.pending import PendingProofs
+from m6proxy.shim.policy import Traffic
+from m6proxy.shim.slots import ReadActivity
 from m6proxy.shim.sweep import Sweep
 from m6proxy.shim.timers import NEVER
 from m6proxy.shim.transitions import REMEMBERS, Input, State, legal
@@ -64,8 +67,11 @@ _ASK_AGAIN_S: Final = 30.0
 class Engine:
     """The protocol for one site. Not thread-safe; time never runs backwards."""
 
-    def __init__(self, settings: ShimSettings, entropy: Entropy) -> None:
-        self._core = Core(settings, entropy)
+    def __init__(
+        self, settings: ShimSettings, entropy: Entropy, read_activity: ReadActivity | None = None
+    ) -> None:
+        """``read_activity`` is of a data plane in the kernel: what we do not see, it counts."""
+        self._core = Core(settings, entropy, read_activity)
         self._pending = PendingProofs()
         self._sweep = Sweep()
         self._by_outbound = self._core.contexts.by_outbound
@@ -87,6 +93,8 @@ class Engine:
             context = self._sorted(packet, now) if self._by_forked else None
             if context is None:
                 return self._outbound_miss(packet, now)
+        if context.flow is not None:
+            activity.look(self._core, context, now)
         context.packets_out += 1
         context.octets_out += len(packet)
         context.last_traffic_s = now
@@ -121,6 +129,8 @@ class Engine:
             if self._core.accounts.count(key, packet, outbound=False, now=now):
                 self._want_context(key, now)
             return None
+        if context.flow is not None:
+            activity.look(self._core, context, now)
         context.packets_in += 1
         context.octets_in += octets
         context.last_traffic_s = now
@@ -150,6 +160,8 @@ class Engine:
         while (context := core.timers.pop_due(now)) is not None:
             due.append(context)
         for context in due:
+            if context.flow is not None:
+                activity.look(core, context, now)
             if context.handshake is not None or context.holddown_due_s:
                 establish.expire(core, context, now)
             if context.closing is not None:
@@ -167,6 +179,27 @@ class Engine:
             update.expire(core, context, now)
             core.rearm(context)
         self._release(now)
+
+    def handle_activity(self, slot: int, now: float) -> None:
+        """The kernel moved a packet of this slot after silence; an unknown slot is nothing."""
+        context = self._core.slots and self._core.slots.by_slot.get(slot)
+        if context:
+            activity.look(self._core, context, now)
+
+    def handle_all_activity(self, now: float) -> None:
+        """Look at every slot: the kernel's reports were lost, or people want to see counters."""
+        if self._core.slots is not None:
+            for context in tuple(self._core.slots.by_slot.values()):
+                activity.look(self._core, context, now)
+
+    def handle_ripe(self, pair: UlidPair, traffic: Traffic, now: float) -> None:
+        """The kernel counted traffic of a pair without a context that crossed a threshold."""
+        core = self._core
+        key = pair.local + pair.peer
+        if core.contexts.by_pair(key) is None and core.accounts.take(
+            key, traffic, now, dead=core.local_sets.is_down(pair.local)
+        ):
+            self._want_context(key, now)
 
     def take_effects(self) -> list[Effect]:
         """Hand over what is to be done, in order, and forget it."""
@@ -387,6 +420,8 @@ class Engine:
             refused = self._admit(context, packet, now)
             if refused is not None:
                 return refused
+        if context.flow is not None:
+            activity.look(core, context, now)
         context.packets_in += 1
         context.octets_in += len(packet)
         context.last_traffic_s = now
@@ -420,6 +455,8 @@ class Engine:
         refused = self._admit(context, packet, now)
         if refused is not None:
             return refused, True
+        if context.flow is not None:
+            activity.look(core, context, now)
         context.packets_in += 1
         context.octets_in += len(packet)
         context.last_traffic_s = now

@@ -21,7 +21,7 @@ from m6proxy.errors import PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, UlidPair, is_multicast
 from m6proxy.proof.judge import Evidence, Proof, prove_listed, prove_ulid
 from m6proxy.reasons import Reason
-from m6proxy.shim import failback, forks, lifecycle, startup, update
+from m6proxy.shim import failback, flows, forks, lifecycle, startup, update
 from m6proxy.shim.context import Context, Handshake
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
@@ -104,6 +104,7 @@ def begin_forks(core: Core, main: Context, now: float) -> None:
         core.contexts.bind_nonce(fork, fork.handshake.initiator_nonce)
         main.forks = (*main.forks, (rule, fork))
         core.contexts.open(main)
+        flows.install(core, main)
         lifecycle.enter(core, fork, State.I1_SENT, Input.INITIATE, now)
         _send_current(core, fork, now)
 

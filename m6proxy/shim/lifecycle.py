@@ -5,7 +5,7 @@ from __future__ import annotations
 from m6proxy.errors import PeerViolation
 from m6proxy.names import LocatorPair
 from m6proxy.reasons import Reason
-from m6proxy.shim import forward
+from m6proxy.shim import flows, forward
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.demux import DemuxMode
@@ -59,10 +59,13 @@ def enter(core: Core, context: Context, after: State, cause: Input, now: float) 
         _remember(core, context, now)
         core.contexts.close(context)
         _leave_flow(core, context)
+        flows.remove(core, context)
         context.send_due_s = context.keepalive_due_s = NEVER
         context.exploration = context.update = None
         context.held = context.held_ack = context.failback = None
         context.reap_state = ReapState.OPERATIONAL
+    elif carried:
+        flows.install(core, context)
 
 
 def _remember(core: Core, context: Context, now: float) -> None:
@@ -94,6 +97,7 @@ def refresh_path(core: Core, context: Context) -> None:
     on_ulids = context.route == context.outbound_key
     if on_ulids and not context.fii:
         _leave_flow(core, context)
+        flows.install(core, context)
         return
     uplink = context.local_set.uplink_of(context.route[:16])
     context.mtu = uplink.mtu if uplink else 0xFFFF
@@ -107,7 +111,9 @@ def refresh_path(core: Core, context: Context) -> None:
         context.shim_tail = b"\x00" + (_PAYLOAD_BIT | context.peer_tag).to_bytes(6)
         context.wire_kind = forward.SHIM
     core.contexts.bind_sent(context, context.route)
-    if context.fii == 0:
+    if core.slots is not None:
+        flows.install(core, context)
+    elif context.fii == 0:
         core.effects.append(InstallFlow(context.pair, context.locators, context.peer_tag))
 
 
@@ -148,6 +154,7 @@ def leave_pair(core: Core, context: Context) -> None:
         main.forks = tuple(one for one in main.forks if one[1] is not context)
         if main.carries:
             core.contexts.open(main)
+            flows.install(core, main)
 
 
 def _leave_flow(core: Core, context: Context) -> None:
@@ -155,5 +162,5 @@ def _leave_flow(core: Core, context: Context) -> None:
         context.wire_addresses = None
         context.wire_label = 0
         core.contexts.bind_sent(context, None)
-        if context.fii == 0:
+        if context.fii == 0 and core.slots is None:
             core.effects.append(RemoveFlow(context.pair))

@@ -24,7 +24,7 @@ from m6proxy.proof.judge import (
     prove_locators,
 )
 from m6proxy.reasons import Reason
-from m6proxy.shim import lifecycle
+from m6proxy.shim import flows, lifecycle
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.demux import DemuxMode
@@ -170,6 +170,8 @@ def adopt_locators(
     context.keepalive_timeout_s = (
         float(max(1, timeout.seconds)) if timeout is not None else context.keepalive_timeout_s
     )
+    if context.carries:
+        flows.install(core, context)
 
 
 def adopt_delta(core: Core, context: Context, delta: LocatorDelta) -> None:
@@ -274,6 +276,8 @@ def adopt_proof(core: Core, context: Context, data: NameData | None) -> None:
     for locator, proof in zip(unproved, proofs, strict=True):
         locator.proof = proof
     proved = sum(proof is not Proof.NONE for proof in proofs)
+    if proved and context.carries:
+        flows.install(core, context)
     if proved:
         core.report(What.PROVED, context.pair, f"{proved} of {len(unproved)} locators")
 

@@ -115,6 +115,21 @@ class ForkRule:
         return upper is not None and _matches_flow(self.match, upper[0], _ports(packet, *upper))
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the kernel counted of a pair that has no context."""
+
+    packets: int
+    octets: int
+    first_s: float
+    """When it began, on the clock of ``now``."""
+    outbound: bool
+    """A host of ours sent some of it."""
+    answered: bool
+    silent: bool
+    """TCP had to send its first segment again, and nothing came back."""
+
+
 class _Account:
     """What one pair without a context has sent and received."""
 
@@ -182,10 +197,19 @@ class Accounts:
                 _note_syn(account, packet, now)
         else:
             account.answered, account.silent = True, False
-        if not account.outbound or now < account.quiet_until_s:
-            return False
-        wanted = account.by_prefix is True or by_flow is True or dead or account.silent
-        return wanted or self._crossed(account, now)
+        return self._is_ripe(account, now, wanted=by_flow is True or dead)
+
+    def take(self, key: bytes, traffic: Traffic, now: float, *, dead: bool) -> bool:
+        """Take the kernel's counters for a pair over; whether to ask for a context now.
+
+        The selectors that look at protocols do not decide: who has any counts by ``count``.
+        """
+        account = self._by_pair.get(key) or self._open(key, now)
+        account.packets, account.octets = traffic.packets, traffic.octets
+        account.first_s = traffic.first_s
+        account.outbound, account.answered = traffic.outbound, traffic.answered
+        account.silent = traffic.silent and not traffic.answered
+        return account.by_prefix is not False and self._is_ripe(account, now, wanted=dead)
 
     def silence(self, key: bytes, until_s: float) -> None:
         """Do not call the pair ripe again before ``until_s``: it was asked for, or refused."""
@@ -232,6 +256,12 @@ class Accounts:
         if _matches_flow(self._policy.never, protocol, ports):
             return False
         return True if _matches_flow(self._policy.always, protocol, ports) else None
+
+    def _is_ripe(self, account: _Account, now: float, *, wanted: bool) -> bool:
+        if not account.outbound or now < account.quiet_until_s:
+            return False
+        wanted = wanted or account.by_prefix is True or account.silent
+        return wanted or self._crossed(account, now)
 
     def _crossed(self, account: _Account, now: float) -> bool:
         policy = self._policy

@@ -63,10 +63,10 @@ class RehomedChain:
     def apply_flows(self, changes: Iterable[InstallFlow | RemoveFlow]) -> None:
         """Note the changes and see to it that the kernel follows. Never blocks.
 
-        Needs a running event loop.
+        Pairs on their ULIDs have no rule. Needs a running event loop.
         """
         for change in changes:
-            if isinstance(change, RemoveFlow):
+            if isinstance(change, RemoveFlow) or tuple(change.locators) == tuple(change.ulids):
                 self._wanted.pop(change.ulids, None)
             elif change.ulids not in self._wanted:
                 self._wanted[change.ulids] = None

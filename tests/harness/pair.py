@@ -34,6 +34,7 @@ from m6proxy.shim.verdict import CONSUMED
 from m6proxy.wire.ipv6 import NEXT_UDP, build_packet
 from tests.harness.clock import Clock
 from tests.harness.entropy import SeededEntropy
+from tests.harness.kernel import SLOW, FakeKernel
 
 A1 = address("2001:db8:a1:1::10")
 A2 = address("2001:db8:a1:1::20")
@@ -78,6 +79,8 @@ class Site:
     sent: list[tuple[float, bytes]] = field(default_factory=list)
     """Control packets and ICMPv6 errors that the engine sent."""
     queued_timer_s: float | None = None
+    kernel: FakeKernel | None = None
+    """What moves packets before the engine sees them."""
 
     def what(self, what: What) -> list[float]:
         """When something was reported."""
@@ -106,6 +109,7 @@ class Pair:
         requests_per_s: float = 200.0,
         adjust: Callable[[ShimSettings], ShimSettings] = lambda settings: settings,
         demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,),
+        kernel: bool = False,
     ) -> None:
         self.clock = Clock()
         self.capable = capable
@@ -135,9 +139,10 @@ class Pair:
                 demux=demux,
             )
             settings = adjust(settings)
-            engine = Engine(settings, SeededEntropy(self._seed))
+            fake = FakeKernel() if kernel else None
+            engine = Engine(settings, SeededEntropy(self._seed), fake.read if fake else None)
             self._seed += 1
-            self.sites[letter] = Site(letter, engine, NAMES[ulid], ulid, settings)
+            self.sites[letter] = Site(letter, engine, NAMES[ulid], ulid, settings, kernel=fake)
         self.alpha, self.beta = self.sites["a"], self.sites["b"]
 
     def restart(self, site: Site) -> None:
@@ -151,6 +156,11 @@ class Pair:
 
     def host_sends(self, site: Site, packet: bytes) -> None:
         """A host of the site sends a packet through its gateway."""
+        moved = site.kernel.outbound(packet, self.clock.now) if site.kernel else SLOW
+        if isinstance(moved, bytes):
+            self._carry(site, moved)
+            self._wake(site)
+            return
         verdict = site.engine.handle_outbound(packet, self.clock.now)
         if verdict is None:
             self._carry(site, packet)
@@ -267,6 +277,8 @@ class Pair:
                 site.flows[effect.ulids] = effect
             case RemoveFlow(ulids):
                 site.flows.pop(ulids, None)
+        if site.kernel is not None and isinstance(effect, InstallFlow | RemoveFlow):
+            site.kernel.apply(effect)
 
     def _name(self, ulid: Address) -> str | None:
         return self.names.get(ulid) if self.dns else None
@@ -288,7 +300,17 @@ class Pair:
         receiver = self.sites[into[0]]
         self.clock.at(self.clock.now + self.latency_s(), lambda: self._arrive(receiver, packet))
 
+    def _wake(self, site: Site) -> None:
+        while site.kernel and site.kernel.woken:
+            site.engine.handle_activity(site.kernel.woken.pop(), self.clock.now)
+        self._settle(site)
+
     def _arrive(self, site: Site, packet: bytes) -> None:
+        moved = site.kernel.inbound(packet, self.clock.now) if site.kernel else SLOW
+        if isinstance(moved, bytes):
+            site.delivered.append((self.clock.now, moved))
+            self._wake(site)
+            return
         verdict = site.engine.handle_inbound(packet, self.clock.now)
         if verdict is None:
             site.delivered.append((self.clock.now, packet))

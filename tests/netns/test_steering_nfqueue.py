@@ -409,7 +409,7 @@ def test_flows_are_handed_to_the_guard() -> None:
     async def story() -> None:
         chain = RehomedChain(written.append)
         plane = NfqueueDataPlane(queue_outbound=1, queue_inbound=2, flows=chain)
-        plane.apply_flows([InstallFlow(pair, LocatorPair(*pair), 7)])
+        plane.apply_flows([InstallFlow(pair, LocatorPair(pair.peer, pair.local), 7)])
         await chain.settle()
         assert plane.losses()["rehomed_unguarded"] == 0
 

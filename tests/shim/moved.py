@@ -22,9 +22,11 @@ def moved(
     seed: int = 1,
     gateway: Address | None = A_GATEWAY,
     demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,),
+    *,
+    kernel: bool = False,
 ) -> Pair:
     """Both ends had to leave their first provider, which is still dead."""
-    pair = Pair(seed=seed, demux=demux)
+    pair = Pair(seed=seed, demux=demux, kernel=kernel)
     if gateway is None:
         alpha = pair.alpha
         alpha.settings = replace(alpha.settings, gateway=None)

@@ -16,7 +16,7 @@ def _pair(number: int) -> UlidPair:
 
 
 def _install(number: int) -> InstallFlow:
-    return InstallFlow(_pair(number), LocatorPair(bytes(16), bytes(16)), 1)
+    return InstallFlow(_pair(number), LocatorPair(b"\x01" * 16, bytes(16)), 1)
 
 
 class _Kernel:
@@ -118,3 +118,17 @@ def test_close_waits_for_the_run_under_way() -> None:
     kernel = _Kernel()
     chain = RehomedChain(kernel.write)
     asyncio.run(story())
+
+
+def test_a_pair_on_its_ulids_has_no_rule() -> None:
+    """A data plane in the kernel tells of every context; back on its ULIDs one may pass."""
+
+    async def story() -> None:
+        chain.apply_flows([_install(1), _install(2), plain])
+        await chain.settle()
+
+    kernel = _Kernel()
+    chain = RehomedChain(kernel.write)
+    plain = InstallFlow(_pair(1), LocatorPair(*_pair(1)), 1)
+    asyncio.run(story())
+    assert chain.written == (_pair(2),)
