@@ -27,6 +27,7 @@ _COMMANDS = {
     "uplinks": _Entry("m6proxy.cli.uplinks", "uplinks", "The site's uplinks and how they are."),
     "drops": _Entry("m6proxy.cli.drops", "drops", "Dropped packets by reason."),
     "events": _Entry("m6proxy.cli.events", "events", "What happened lately."),
+    "explain": _Entry("m6proxy.cli.explain", "explain", "What would happen to a packet?"),
     "dns": _Entry("m6proxy.cli.dns", "dns", "Records to publish in DNS."),
     "lab": _Entry("m6proxy.lab.cli", "lab", "Sites and providers in network namespaces."),
     "demo": _Entry("m6proxy.lab.cli", "demo", "Watch sessions survive the death of a provider."),

@@ -21,6 +21,7 @@ from aiohttp import web
 from m6proxy import __version__
 from m6proxy.daemon import clock, metrics, view
 from m6proxy.daemon.config import Config
+from m6proxy.daemon.explain import explain
 from m6proxy.daemon.journal import Journal
 from m6proxy.daemon.loop import Loop
 from m6proxy.dataplane.port import DataPlane
@@ -77,6 +78,7 @@ class ControlServer:
                 if row["count"] or request.query.get("all")
             ],
             "/v1/events": self._events,
+            "/v1/explain": self._explain,
         }
         for url, answer in routes.items():
             app.router.add_get(url, _json_handler(answer))
@@ -132,6 +134,14 @@ class ControlServer:
         if not after.isdecimal():
             raise web.HTTPBadRequest(text="after is the number of an event")
         return [asdict(entry) for entry in self._journal.after(int(after))]
+
+    def _explain(self, request: web.Request) -> dict[str, Any]:
+        try:
+            packet = bytes.fromhex(request.query.get("packet", ""))
+            interface = request.query.get("in", "")
+            return explain(self._engine, self._config, interface, packet, clock.monotonic())
+        except ValueError as wrong:
+            raise web.HTTPBadRequest(text=str(wrong)) from None
 
     async def _metrics(self, request: web.Request) -> web.Response:
         body = metrics.render(self._status(), self._uplinks(), view.drops_view(self._engine))

@@ -37,6 +37,7 @@ from m6proxy.shim import (
     peerset,
     reap,
     startup,
+    trial,
     update,
 )
 from m6proxy.shim.context import Context
@@ -51,6 +52,7 @@ from m6proxy.shim.slots import ReadActivity
 from m6proxy.shim.sweep import Sweep
 from m6proxy.shim.timers import NEVER
 from m6proxy.shim.transitions import REMEMBERS, Input, State, legal
+from m6proxy.shim.trial import Outcome
 from m6proxy.shim.verdict import CONSUMED, Verdict
 from m6proxy.wire.dstopt import find_tag_option, option_tag
 from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_SHIM, NEXT_UDP, Walk, find_shim, upper_layer
@@ -71,7 +73,10 @@ class Engine:
         self, settings: ShimSettings, entropy: Entropy, read_activity: ReadActivity | None = None
     ) -> None:
         """``read_activity`` is of a data plane in the kernel: what we do not see, it counts."""
-        self._core = Core(settings, entropy, read_activity)
+        self._use(Core(settings, entropy, read_activity))
+
+    def _use(self, core: Core) -> None:
+        self._core = core
         self._pending = PendingProofs()
         self._sweep = Sweep()
         self._by_outbound = self._core.contexts.by_outbound
@@ -79,7 +84,7 @@ class Engine:
         self._by_inbound = self._core.contexts.by_inbound
         self._by_tag = self._core.contexts.by_tag
         self._by_short_tag = self._core.contexts.by_short_tag
-        self._takes_options = settings.asks_for(DemuxMode.DSTOPT)
+        self._takes_options = core.settings.asks_for(DemuxMode.DSTOPT)
         self._by_label = self._core.contexts.by_label
         self._expected_labels = self._core.contexts.expected_labels
         self._by_sent_label = self._core.contexts.by_sent_label
@@ -276,6 +281,20 @@ class Engine:
     def uplinks(self) -> tuple[Uplink, ...]:
         """The uplinks as they are now."""
         return self._core.local_sets.uplinks
+
+    def try_packet(self, packet: bytes, *, outbound: bool, now: float) -> Outcome:
+        """Tell what would become of a packet (at least 40 octets), without changing anything.
+
+        Of control messages only their verdict in a shadow without our secrets is known: ask
+        about packets of hosts. Raises ValueError for a shorter packet.
+        """
+        if len(packet) < HEADER_OCTETS:
+            raise ValueError(f"an IPv6 packet has at least {HEADER_OCTETS} octets")
+        shadow = Engine.__new__(Engine)
+        shadow._use(trial.shadow_of(self._core, packet, outbound=outbound))
+        handle = shadow.handle_outbound if outbound else shadow.handle_inbound
+        verdict = handle(packet, now)
+        return trial.outcome_of(shadow._core, verdict)
 
     @property
     def drops(self) -> dict[Reason, int]:

@@ -7,6 +7,7 @@ and the first threshold that is crossed makes the pair ripe. Selectors overrule 
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum, unique
@@ -210,6 +211,13 @@ class Accounts:
         account.outbound, account.answered = traffic.outbound, traffic.answered
         account.silent = traffic.silent and not traffic.answered
         return account.by_prefix is not False and self._is_ripe(account, now, wanted=dead)
+
+    def only(self, key: bytes) -> Accounts:
+        """Return accounts of their own with a copy of what is known of one pair."""
+        other = Accounts(self._policy, limit=self._limit)
+        if key in self._by_pair:
+            other._by_pair[key] = copy.copy(self._by_pair[key])
+        return other
 
     def silence(self, key: bytes, until_s: float) -> None:
         """Do not call the pair ripe again before ``until_s``: it was asked for, or refused."""

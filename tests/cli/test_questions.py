@@ -229,3 +229,65 @@ def test_ages() -> None:
     assert age(None) == "-"
     assert age(100.0, now=104.0) == "4 s ago"
     assert age(100.0, now=99.0) == "0 s ago"
+
+
+EXPLAINED: dict[str, Any] = {
+    "direction": "outbound",
+    "before": {
+        "source": "2001:db8:a1::11",
+        "destination": "2001:db8:b1::11",
+        "next_header": 6,
+        "flow_label": 0,
+        "octets": 60,
+        "packet": "60",
+    },
+    "verdict": "rewritten",
+    "why": "as its context says",
+    "after": {
+        "source": "2001:db8:a2::11",
+        "destination": "2001:db8:b2::11",
+        "next_header": 6,
+        "flow_label": 0xBEEF,
+        "octets": 60,
+        "packet": "60",
+    },
+    "context": {
+        "pair": "2001:db8:a1::11 -> 2001:db8:b1::11",
+        "locators": "2001:db8:a2::11 -> 2001:db8:b2::11",
+        "state": "ESTABLISHED",
+        "demux": "flowlabel",
+        "tag": "0000deadbeef",
+    },
+    "effects": ["event: silence noticed"],
+}
+
+
+def test_explain_makes_the_packet_that_was_described(tmp_path: Path) -> None:
+    sock = tmp_path / "d.sock"
+    hosts = ("--from", "2001:db8:a1::11", "--to", "2001:db8:b1::11")
+    first = (
+        "6000000000140640" "20010db8" "00a1" + "0" * 16 + "0011" "20010db8" "00b1" + "0" * 16
+        + "0011" "9c40" "01bb" "0000000000000000" "5002" "ffff" "b501" "0000"
+    )  # fmt: skip
+    path = f"/v1/explain?in=lan0&packet={first}"
+    with daemon(sock, {path: (200, json.dumps(EXPLAINED))}) as asked:
+        result = run("explain", "--in", "lan0", *hosts, "--control", str(sock))
+    assert asked == [path], asked
+    lines = result.output.splitlines()
+    assert lines[0] == "outbound   2001:db8:a1::11 to 2001:db8:b1::11, next header 6, 60 octets"
+    assert lines[1] == "rewritten  as its context says"
+    assert lines[2].endswith("next header 6, 60 octets, flow label 0beef")
+    assert lines[-1] == "also       event: silence noticed"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--from", "2001:db8::1"), "give --packet HEX, or --from and --to"),
+        (("--packet", "60", "--from", "::1", "--to", "::2"), "give --packet HEX"),
+        (("--from", "here", "--to", "::2"), "'here' is not an IPv6 address"),
+    ],
+)
+def test_explain_says_what_it_needs(words: tuple[str, ...], line: str) -> None:
+    result = run("explain", "--in", "lan0", *words)
+    assert isinstance(result.exception, SetupError) and line in str(result.exception)

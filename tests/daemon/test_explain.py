@@ -1,0 +1,82 @@
+"""``/v1/explain``: which part of the gateway says what about a packet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from m6proxy.daemon.config import Config, parse_config
+from m6proxy.daemon.explain import explain
+from m6proxy.names import Address, address
+from m6proxy.wire.ipv6 import NEXT_UDP
+from m6proxy.wire.message import I1
+from tests.daemon.test_config import CONTRACT
+from tests.harness.packets import control, rewritten, udp
+from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, Pair
+
+CONFIG = parse_config(CONTRACT, "f.yaml")
+LAN = CONFIG.lan[0]
+ELSEWHERE = address("2001:db8:c1::7")
+
+
+def _ask(pair: Pair, interface: str, packet: bytes, config: Config = CONFIG) -> dict[str, object]:
+    return explain(pair.alpha.engine, config, interface, packet, pair.clock.now)
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "why"),
+    [
+        (ELSEWHERE, B1, "its source is in none of the site's prefixes"),
+        (A1, address("ff0e::1"), "its destination is multicast or link-local"),
+        (A1, address("fe80::1"), "its destination is multicast or link-local"),
+        (A1, A1_ISP2, "it stays within the site"),
+        (A1, address("::1"), "it is for the gateway itself"),
+    ],
+)
+def test_what_the_rules_leave_alone(source: Address, destination: Address, why: str) -> None:
+    told = _ask(Pair(), LAN, udp(source, destination, b"x"))
+    assert (told["verdict"], told["why"]) == ("unchanged", why)
+
+
+def test_inbound_rules_and_signalling() -> None:
+    pair = Pair()
+    told = _ask(pair, "wan1", udp(B1, A1_ISP2, b"x"))
+    assert told["why"] == "its destination is not in 2001:db8:a1::/48, the prefix of wan1"
+    told = _ask(pair, "wan1", control(B1, A1, I1(1, 2)))
+    assert told["verdict"] == "taken" and not list(pair.alpha.engine.contexts())
+
+
+def test_a_packet_of_a_rehomed_pair_is_shown_before_and_after() -> None:
+    pair = Pair()
+    pair.establish()
+    assert _ask(pair, LAN, udp(A1, B1, b"x"))["why"] == "its context is on its ULIDs"
+    pair.cut_provider("a", 1)
+    pair.stream(10.0, both=True)
+    told = _ask(pair, LAN, udp(A1, B1, b"x"))
+    assert told["verdict"] == "rewritten"
+    after, context = told["after"], told["context"]
+    assert isinstance(after, dict) and isinstance(context, dict)
+    assert (after["source"], after["next_header"]) == ("2001:db8:a2:1::10", 140)
+    assert after["octets"] == len(udp(A1, B1, b"x")) + 8
+    assert context["demux"] == "exthdr" and context["state"] == "ESTABLISHED"
+
+
+def test_a_drop_has_its_reason_and_an_unclaimed_packet_its_words() -> None:
+    told = _ask(Pair(), "wan1", rewritten(B1_ISP2, A1, 99, NEXT_UDP, bytes(9)))
+    assert (told["verdict"], told["reason"]) == ("dropped", "NO_CONTEXT")
+    told = _ask(Pair(), LAN, udp(A1, B1, b"x"))
+    assert (told["verdict"], told["why"]) == ("unchanged", "no context claims it")
+
+
+def test_what_is_wrong_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"no interface 'eth9' .* it has lan0, wan1, wan2"):
+        _ask(Pair(), "eth9", udp(A1, B1, b"x"))
+    for octets in (b"", bytes(40), udp(A1, B1, b"x")[:39]):
+        with pytest.raises(ValueError, match="no IPv6 packet"):
+            _ask(Pair(), LAN, octets)
+
+
+def test_the_example_has_these_interfaces() -> None:
+    text = Path("conf/alpha.yaml").read_text(encoding="utf-8")
+    assert parse_config(text, "alpha.yaml").lan == CONFIG.lan
