@@ -77,7 +77,7 @@ def _apply(core: Core, context: Context, at_s: float, *, inbound: bool) -> None:
     """The same conditions as in the packet path."""
     if inbound:
         if context.send_due_s or not context.keepalive_due_s:
-            reap.payload_in(core, context, at_s)
+            reap.payload_in(core, context, b"", at_s)
     elif context.send_due_s == NEVER:
         reap.payload_out(core, context, b"", at_s)
 
