@@ -2,5 +2,6 @@
 
 - ``elf`` and ``btf`` read what clang wrote; ``syscall`` is bpf(2) and nothing more;
 - ``maps`` and ``programs`` are the two things of the kernel that everything else handles;
-- ``load`` makes both out of an object.
+- ``load`` makes both out of an object, ``takeover`` in the place of a predecessor's;
+- ``pins`` and ``links`` are what outlives us; ``ring`` reads what the kernel tells.
 """

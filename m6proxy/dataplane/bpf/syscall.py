@@ -23,7 +23,7 @@ _ATTEMPTS = 5
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 0, 1, 2, 3, 4
 _PROG_LOAD, _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN = 5, 6, 7, 10
-_OBJ_INFO, _MAP_FREEZE = 15, 22
+_OBJ_INFO, _PROG_QUERY, _MAP_FREEZE = 15, 16, 22
 _BATCH_LOOKUP, _BATCH_UPDATE, _BATCH_DELETE = 24, 26, 27
 _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 28, 29, 34
 
@@ -36,8 +36,10 @@ _INFO_ATTR = struct.Struct("=IIQ")
 _TEST_ATTR = struct.Struct("=IiIIQQIIIIQQIII")
 _LINK_ATTR = struct.Struct("=IIIII")
 _UPDATE_ATTR = struct.Struct("=IIII")
+_QUERY_ATTR = struct.Struct("=IIIIQIxxxxQQQQ")
 _WORD = struct.Struct("=I")
 _BATCH_COUNT_AT: Final = 32
+_LINKS_MAX = 256
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -271,3 +273,17 @@ def link_update(link: int, program: int) -> None:
 def link_detach(link: int) -> None:
     """Take the program off its interface although the link is still held or pinned."""
     _bpf(_LINK_DETACH, _attributes(_WORD.pack(link)))
+
+
+def link_ids(interface_index: int, attach_type: int) -> list[int]:
+    """Return the numbers of the links at one side of an interface. EINVAL without tcx."""
+    programs = (ctypes.c_uint32 * _LINKS_MAX)()
+    links = (ctypes.c_uint32 * _LINKS_MAX)()
+    packed = _QUERY_ATTR.pack(
+        interface_index, attach_type, 0, 0, ctypes.addressof(programs), _LINKS_MAX,
+        0, ctypes.addressof(links), 0, 0,
+    )  # fmt: skip
+    attributes = _attributes(packed)
+    _bpf(_PROG_QUERY, attributes)
+    count = _QUERY_ATTR.unpack(attributes.raw)[5]
+    return [number for number in links[:count] if number]

@@ -90,7 +90,7 @@ def test_possible_cpus_are_counted_from_the_kernels_list(tmp_path: Path) -> None
 
 def test_an_array_is_read_without_a_system_call(trial: Loaded) -> None:
     with trial.maps["seen"].mapped() as view:
-        trial.programs["count_all"].trial(ETHERNET + bytes(60), repeat=9)
+        trial.programs["count_all"].trial(ETHERNET + bytes(6) + b"\x11" + bytes(53), repeat=9)
         assert struct.unpack_from("=Q", view, 0) == (9,)
         with pytest.raises(TypeError):
             view[0:8] = bytes(8)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.netns
 
 PASS_ON = -1
 PAIR = bytes(range(32))
-PACKET = ETHERNET + b"\x60" + bytes(7) + PAIR + bytes(20)
+PACKET = ETHERNET + bytes.fromhex("6000000000141140") + PAIR + bytes(20)
 
 
 def test_a_program_finds_its_maps_and_constants(trial: Loaded) -> None:

@@ -61,14 +61,21 @@ static __always_inline void count(__u32 number)
 		*counter += 1;
 }
 
-// Counts every packet and lets it pass.
+static __always_inline int is_udp(struct __sk_buff *skb)
+{
+	__u8 next = 0;
+
+	return !bpf_skb_load_bytes(skb, 14 + 6, &next, 1) && next == 17;
+}
+
+// Counts every UDP packet and lets it pass.
 SEC("tc/pass")
 int count_all(struct __sk_buff *skb)
 {
 	__u32 zero = 0;
 	__u64 *packets = bpf_map_lookup_elem(&seen, &zero);
 
-	if (packets)
+	if (packets && is_udp(skb))
 		__sync_fetch_and_add(packets, 1);
 	count(0);
 	return TC_ACT_UNSPEC;
@@ -81,7 +88,7 @@ int count_all_again(struct __sk_buff *skb)
 	__u32 one = 1;
 	__u64 *packets = bpf_map_lookup_elem(&seen, &one);
 
-	if (packets)
+	if (packets && is_udp(skb))
 		__sync_fetch_and_add(packets, 1);
 	return TC_ACT_UNSPEC;
 }

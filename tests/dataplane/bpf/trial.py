@@ -18,13 +18,20 @@ COUNT_ALL, COUNT_ALL_AGAIN = (number.to_bytes(4, "little") for number in (0, 1))
 """Where the programs of these names count, in map ``seen``."""
 
 
+_scratch = tempfile.TemporaryDirectory()
+
+
 @functools.cache
-def compiled(source: Path = SOURCE) -> bytes:
+def object_file(source: Path = SOURCE) -> Path:
     """Compile a BPF program; the source cannot change while the tests run."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "trial.bpf.o"
-        compile_bpf(source, target)
-        return target.read_bytes()
+    target = Path(_scratch.name) / f"{len(list(Path(_scratch.name).iterdir()))}.bpf.o"
+    compile_bpf(source, target)
+    return target
+
+
+def compiled(source: Path = SOURCE) -> bytes:
+    """Return the octets of the object."""
+    return object_file(source).read_bytes()
 
 
 def trial_object() -> BpfObject:
