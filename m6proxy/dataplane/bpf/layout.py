@@ -1,0 +1,453 @@
+"""What Python and the programs share: the entries of the maps, their events and counters.
+
+The C side is ``src/maps.h``; a test compares both with the BTF of the object. Numbers are in
+this machine's order, addresses as on the wire. Times are nanoseconds of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag, unique
+from typing import Final, TypeAlias
+
+from m6proxy.names import ADDRESS_OCTETS, Address, Prefix
+
+PREFIXES_MAX: Final = 16
+UPLINKS_MAX: Final = 14
+"""Uplinks have the numbers 1 to 14."""
+LOCATORS_MAX: Final = 4
+"""Locators of either end that an entry has room for; a packet with another goes to Python."""
+DNS_OCTETS_MAX: Final = 1472
+"""The longest DNS answer that is copied; a longer one goes to Python."""
+
+SETTINGS: Final = "m6p_settings_v1"
+OUT: Final = "m6p_out_v1"
+TAG: Final = "m6p_tag_v1"
+PAIR: Final = "m6p_pair_v1"
+SENT: Final = "m6p_sent_v1"
+ACTIVE: Final = "m6p_active_v1"
+MISSES: Final = "m6p_misses_v1"
+SETTLED: Final = "m6p_settled_v1"
+EVENTS: Final = "m6p_events_v1"
+COUNT: Final = "m6p_count_v1"
+
+MARK_PAST: Final = 15
+"""Low nibble of the mark of a packet that Python need not see; 1 to 14 are uplinks."""
+_MARK_OURS: Final = 0x80
+_UPLINK_SLOTS: Final = UPLINKS_MAX + 2
+_PAIR_OCTETS: Final = 2 * ADDRESS_OCTETS
+_TAIL_OCTETS: Final = 8
+_MODE_SHIFT: Final = 56
+
+
+@unique
+class Mode(IntEnum):
+    """How a flow's packets look on the wire."""
+
+    ULIDS = 0
+    EXTHDR = 1
+    FLOWLABEL = 2
+    IDENTIFIER = 3
+    DSTOPT = 4
+
+
+class OutFlag(IntFlag):
+    """Of an outbound flow."""
+
+    SLOW = 1
+    """Every packet is for Python."""
+
+
+class InFlag(IntFlag):
+    """Of an inbound flow."""
+
+    COMPLETE = 1
+    """No locator of the context is missing in the entry."""
+
+
+class MissFlag(IntFlag):
+    """Of a pair without a context."""
+
+    OUTBOUND = 1
+    """The host sent."""
+    ANSWERED = 2
+    """The peer sent."""
+    SLOW = 4
+    """Every packet is for Python; only user space sets it."""
+
+
+class PrefixFlag(IntFlag):
+    """Of a prefix of the site."""
+
+    SLOW = 1
+    """Packets from here that have no context are for Python."""
+
+
+class SettingsFlag(IntFlag):
+    """Of all traffic."""
+
+    SLOW_MISSES = 1
+    """All packets that have no context are for Python."""
+    LABELS = 2
+    """Some context is found by its flow label."""
+    SENT_LABELS = 4
+    """Some context sends with a flow label."""
+
+
+@unique
+class EventKind(IntEnum):
+    """What the kernel tells."""
+
+    RIPE = 1
+    """A pair deserves a context."""
+    AWAKE = 2
+    """A context that was silent for ``wake_ns`` has traffic again."""
+    DNS = 3
+    """A DNS answer went by."""
+
+
+class Ripe(IntFlag):
+    """Why a pair is ripe."""
+
+    THRESHOLD = 1
+    """It crossed one of the policy's thresholds."""
+    SILENT = 2
+    """TCP sent its first segment again, unanswered."""
+
+
+@unique
+class Counter(IntEnum):
+    """Packets by what became of them; the index into the array of counters."""
+
+    REWRITTEN = 0
+    RESTORED = 1
+    SLOW_FLAGGED = 2
+    SLOW_CHAIN = 3
+    SLOW_FRAGMENT = 4
+    SLOW_TOO_BIG = 5
+    SLOW_LABEL = 6
+    SLOW_CONTROL = 7
+    SLOW_TAG = 8
+    SLOW_LOCATOR = 9
+    SLOW_ERROR = 10
+    SLOW_POLICY = 11
+    DROP_NO_FLOW = 12
+    DROP_WRONG_UPLINK = 13
+    DROP_NO_ROOM = 14
+    REDIRECTED = 15
+    SPLIT = 16
+    REGROUPED = 17
+    EVENTS_LOST = 18
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the packets counted went to Python."""
+        return Counter.SLOW_FLAGGED <= self <= Counter.SLOW_POLICY
+
+    @property
+    def is_drop(self) -> bool:
+        """Whether the packets counted died."""
+        return Counter.DROP_NO_FLOW <= self <= Counter.DROP_NO_ROOM
+
+
+def mark_of(number: int, shift: int) -> int:
+    """The mark of packets for an uplink (1 to 14), or past the queue (15)."""
+    return (_MARK_OURS | number) << shift
+
+
+def tag_key(mode: Mode, tag: int) -> bytes:
+    """The key of an inbound flow by its context tag, flow label or option tag."""
+    return (mode << _MODE_SHIFT | tag).to_bytes(8, "little" if _IS_LITTLE else "big")
+
+
+def sent_key(locators: bytes, label: int) -> bytes:
+    """The key of what a flow in mode flowlabel looks like: 32 octets of addresses, 20 bits."""
+    return locators + label.to_bytes(4) + bytes(4)
+
+
+_IS_LITTLE: Final = struct.pack("=H", 1) == b"\x01\x00"
+OutLayout: TypeAlias = tuple[bytes, bytes, bytes, int, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OutFlow:
+    """An outbound packet of a context; the key is its ULIDs, local and peer, 32 octets."""
+
+    locators: bytes
+    """Local and peer, 32 octets."""
+    mode: Mode
+    slot: int
+    """In the array of activity."""
+    uplink: int
+    """Its number; on the ULIDs that of the local ULID's prefix, or 0."""
+    mtu: int = 0xFFFF
+    """Octets that the path carries, what we insert included."""
+    tail: bytes = b"\x00" * (_TAIL_OCTETS - 1)
+    """The last 7 octets of the header that modes exthdr and dstopt insert."""
+    label: int = 0
+    """The peer's flow label, 20 bits."""
+    flags: int = 0
+    """Of OutFlag."""
+
+    LAYOUT = struct.Struct("=32sx7s4sIBBHI")
+
+    def pack(self) -> bytes:
+        """Return the map's value."""
+        return self.LAYOUT.pack(
+            self.locators,
+            self.tail,
+            self.label.to_bytes(4),
+            self.mtu,
+            self.mode,
+            self.uplink,
+            self.flags,
+            self.slot,
+        )
+
+    @classmethod
+    def unpack(cls, octets: bytes) -> OutFlow:
+        """Read the map's value."""
+        locators, tail, label, mtu, mode, uplink, flags, slot = cls.LAYOUT.unpack(octets)
+        return cls(
+            locators,
+            Mode(mode),
+            slot,
+            uplink,
+            mtu,
+            tail,
+            int.from_bytes(label),
+            flags,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InFlow:
+    """An inbound packet of a re-homed context; the key is ``tag_key``."""
+
+    ulids: bytes
+    """Peer and local, 32 octets: as the packet gets them."""
+    slot: int
+    peer: tuple[Address, ...]
+    """Proved locators, at most LOCATORS_MAX."""
+    local: tuple[Address, ...]
+    flags: int = 0
+    """Of InFlag."""
+
+    LAYOUT = struct.Struct(f"=32sIBBH{LOCATORS_MAX * 16}s{LOCATORS_MAX * 16}s")
+
+    def __post_init__(self) -> None:
+        if max(len(self.peer), len(self.local)) > LOCATORS_MAX:
+            raise ValueError(f"an entry has room for {LOCATORS_MAX} locators of either end")
+
+    def pack(self) -> bytes:
+        """Return the map's value."""
+        return self.LAYOUT.pack(
+            self.ulids,
+            self.slot,
+            len(self.peer),
+            len(self.local),
+            self.flags,
+            b"".join(self.peer),
+            b"".join(self.local),
+        )
+
+    @classmethod
+    def unpack(cls, octets: bytes) -> InFlow:
+        """Read the map's value."""
+        ulids, slot, n_peer, n_local, flags, peer, local = cls.LAYOUT.unpack(octets)
+        return cls(ulids, slot, _addresses(peer, n_peer), _addresses(local, n_local), flags)
+
+
+@dataclass(frozen=True, slots=True)
+class PairFlow:
+    """An inbound packet found by its addresses; the key is source and destination, 32 octets."""
+
+    ulids: bytes
+    """Peer and local, 32 octets: with mode identifier the packet gets them."""
+    slot: int
+    mode: Mode
+    """ULIDS or IDENTIFIER."""
+
+    LAYOUT = struct.Struct("=32sIB3x")
+
+    def pack(self) -> bytes:
+        """Return the map's value."""
+        return self.LAYOUT.pack(self.ulids, self.slot, self.mode)
+
+    @classmethod
+    def unpack(cls, octets: bytes) -> PairFlow:
+        """Read the map's value."""
+        ulids, slot, mode = cls.LAYOUT.unpack(octets)
+        return cls(ulids, slot, Mode(mode))
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """The traffic of one slot; a packet is what the site's hosts sent or get, in ULIDs."""
+
+    last_out_ns: int = 0
+    last_in_ns: int = 0
+    out_since_ns: int = 0
+    """The first packet out since the last one in; 0: none."""
+    in_since_ns: int = 0
+    """The first packet in since the last one out; 0: none."""
+    packets_out: int = 0
+    octets_out: int = 0
+    packets_in: int = 0
+    octets_in: int = 0
+
+    LAYOUT = struct.Struct("=8Q")
+
+    def pack(self) -> bytes:
+        """Return the map's value."""
+        return self.LAYOUT.pack(
+            self.last_out_ns,
+            self.last_in_ns,
+            self.out_since_ns,
+            self.in_since_ns,
+            self.packets_out,
+            self.octets_out,
+            self.packets_in,
+            self.octets_in,
+        )
+
+    @classmethod
+    def unpack(cls, octets: bytes) -> Activity:
+        """Read the map's value."""
+        return cls(*cls.LAYOUT.unpack(octets))
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A pair without a context; the key is local and peer, 32 octets."""
+
+    first_ns: int = 0
+    syn_ns: int = 0
+    """The first unanswered TCP SYN; 0: none."""
+    quiet_until_ns: int = 0
+    """No event before; the kernel sets it when it told, user space when it knows better."""
+    octets: int = 0
+    packets: int = 0
+    flags: int = 0
+    """Of MissFlag."""
+
+    LAYOUT = struct.Struct("=5QI4x")
+
+    def pack(self) -> bytes:
+        """Return the map's value."""
+        return self.LAYOUT.pack(
+            self.first_ns,
+            self.syn_ns,
+            self.quiet_until_ns,
+            self.octets,
+            self.packets,
+            self.flags,
+        )
+
+    @classmethod
+    def unpack(cls, octets: bytes) -> Miss:
+        """Read the map's value."""
+        return cls(*cls.LAYOUT.unpack(octets))
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One record of the ring buffer."""
+
+    kind: EventKind
+    now_ns: int
+    ulids: bytes = bytes(_PAIR_OCTETS)
+    """Local and peer, 32 octets; with RIPE."""
+    slot: int = 0
+    """With AWAKE."""
+    why: int = 0
+    """Of Ripe; with RIPE."""
+    payload: bytes = b""
+    """Of the UDP datagram; with DNS. Untrusted."""
+
+    LAYOUT = struct.Struct("=IIQ32sII")
+
+    @classmethod
+    def unpack(cls, octets: bytes) -> Event:
+        """Read a record."""
+        kind, size, now_ns, ulids, slot, why = cls.LAYOUT.unpack_from(octets)
+        payload = octets[cls.LAYOUT.size : cls.LAYOUT.size + size]
+        return cls(EventKind(kind), now_ns, ulids, slot, why, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class SitePrefix:
+    """One of the site's prefixes."""
+
+    prefix: Prefix
+    flags: int = 0
+    """Of PrefixFlag."""
+
+    LAYOUT = struct.Struct("=16s16sI4x")
+
+    def pack(self) -> bytes:
+        """Return its part of the settings."""
+        mask = (1 << 128) - (1 << (128 - self.prefix.length))
+        return self.LAYOUT.pack(self.prefix.network, mask.to_bytes(16), self.flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The one entry of the settings map, key 0."""
+
+    prefixes: tuple[SitePrefix, ...]
+    """At most PREFIXES_MAX."""
+    uplinks: tuple[int, ...]
+    """Interface index of each uplink, number 1 first; at most UPLINKS_MAX."""
+    flags: int = 0
+    """Of SettingsFlag."""
+    mark_shift: int = 24
+    """Bits, at most 24."""
+    split_ifindex: int = 0
+    """Where GSO packets in mode exthdr are segmented; 0: they are for Python."""
+    regroup_ifindex: int = 0
+    """Where restored TCP packets in mode exthdr are aggregated; 0: they are not."""
+    after_octets: int = 0
+    """Thresholds of the establishment policy; 0 never triggers."""
+    after_packets: int = 0
+    after_ns: int = 0
+    ask_again_ns: int = 30_000_000_000
+    """Between two events about one pair."""
+    wake_ns: int = 0
+    """After how much silence a flow's packet is told; 0: never."""
+
+    LAYOUT = struct.Struct(f"={PREFIXES_MAX * 40}s{_UPLINK_SLOTS}I5I4x5Q")
+
+    def __post_init__(self) -> None:
+        if len(self.prefixes) > PREFIXES_MAX or len(self.uplinks) > UPLINKS_MAX:
+            raise ValueError(f"there is room for {PREFIXES_MAX} prefixes, {UPLINKS_MAX} uplinks")
+        if not 0 <= self.mark_shift <= 24:
+            raise ValueError("our 8 bits of the mark are at a shift of 0 to 24")
+
+    def pack(self) -> bytes:
+        """Return the map's value."""
+        missing = _UPLINK_SLOTS - 1 - len(self.uplinks)
+        return self.LAYOUT.pack(
+            b"".join(each.pack() for each in self.prefixes),
+            0,
+            *self.uplinks,
+            *([0] * missing),
+            len(self.prefixes),
+            self.flags,
+            self.mark_shift,
+            self.split_ifindex,
+            self.regroup_ifindex,
+            self.after_octets,
+            self.after_packets,
+            self.after_ns,
+            self.ask_again_ns,
+            self.wake_ns,
+        )
+
+
+def _addresses(octets: bytes, count: int) -> tuple[Address, ...]:
+    return tuple(
+        Address(octets[at : at + ADDRESS_OCTETS])
+        for at in range(0, count * ADDRESS_OCTETS, ADDRESS_OCTETS)
+    )

@@ -1,0 +1,265 @@
+/* What user space learns of the traffic: activity of contexts, misses, events, counters. */
+#ifndef M6PROXY_ACCOUNT_H
+#define M6PROXY_ACCOUNT_H
+
+#include "packet.h"
+
+#define SILENT_START_NS 900000000ULL /* m6proxy/shim/policy.py SILENT_START_S */
+#define SETTLED_NS 16000000ULL
+#define TCP_FLAGS_AT 13
+#define TCP_SYN 0x02
+#define TCP_SYN_ACK 0x12
+#define DNS_PORT 53
+#define UDP_OCTETS 8
+
+/* The clock of the last tick: up to 10 ms behind, and a third of the price. */
+ALWAYS __u64 now(void)
+{
+	return bpf_ktime_get_coarse_ns();
+}
+
+ALWAYS void count(__u32 cause)
+{
+	__u64 *value = bpf_map_lookup_elem(&m6p_count_v1, &cause);
+
+	if (value)
+		*value += 1;
+}
+
+ALWAYS int slow(__u32 cause)
+{
+	count(cause);
+	return PASS;
+}
+
+ALWAYS int drop(__u32 cause)
+{
+	count(cause);
+	return DROP;
+}
+
+ALWAYS const struct settings *settings_of(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&m6p_settings_v1, &zero);
+}
+
+ALWAYS void announce_awake(__u32 slot, __u64 now_ns)
+{
+	struct event *event = bpf_ringbuf_reserve(&m6p_events_v1, sizeof(*event), 0);
+
+	if (!event) {
+		count(COUNT_EVENTS_LOST);
+		return;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->kind = EVENT_AWAKE;
+	event->now_ns = now_ns;
+	event->slot = slot;
+	bpf_ringbuf_submit(event, 0);
+}
+
+ALWAYS int was_asleep(const struct settings *settings, const struct activity *activity, __u64 now_ns)
+{
+	__u64 last_ns = activity->last_in_ns > activity->last_out_ns ? activity->last_in_ns
+								     : activity->last_out_ns;
+
+	return settings->wake_ns && now_ns - last_ns >= settings->wake_ns;
+}
+
+ALWAYS __u32 segments(struct __sk_buff *skb)
+{
+	return skb->gso_segs > 1 ? skb->gso_segs : 1;
+}
+
+ALWAYS void note_out(struct __sk_buff *skb, const struct settings *settings, __u32 slot,
+		     __u32 octets)
+{
+	struct activity *activity = bpf_map_lookup_elem(&m6p_active_v1, &slot);
+	__u64 now_ns;
+
+	if (!activity)
+		return;
+	now_ns = now();
+	if (was_asleep(settings, activity, now_ns))
+		announce_awake(slot, now_ns);
+	activity->last_out_ns = now_ns;
+	if (!activity->out_since_ns)
+		activity->out_since_ns = now_ns;
+	if (activity->in_since_ns)
+		activity->in_since_ns = 0;
+	__sync_fetch_and_add(&activity->packets_out, segments(skb));
+	__sync_fetch_and_add(&activity->octets_out, octets);
+}
+
+ALWAYS void note_in(struct __sk_buff *skb, const struct settings *settings, __u32 slot,
+		    __u32 octets)
+{
+	struct activity *activity = bpf_map_lookup_elem(&m6p_active_v1, &slot);
+	__u64 now_ns;
+
+	if (!activity)
+		return;
+	now_ns = now();
+	if (was_asleep(settings, activity, now_ns))
+		announce_awake(slot, now_ns);
+	activity->last_in_ns = now_ns;
+	if (!activity->in_since_ns)
+		activity->in_since_ns = now_ns;
+	if (activity->out_since_ns)
+		activity->out_since_ns = 0;
+	__sync_fetch_and_add(&activity->packets_in, segments(skb));
+	__sync_fetch_and_add(&activity->octets_in, octets);
+}
+
+/* --- pairs without a context: m6proxy/shim/policy.py Accounts ---------------------------- */
+
+ALWAYS void announce_ripe(const struct pair *ulids, struct miss *miss, __u64 now_ns, __u32 why,
+			  const struct settings *settings)
+{
+	struct event *event = bpf_ringbuf_reserve(&m6p_events_v1, sizeof(*event), 0);
+
+	if (!event) {
+		count(COUNT_EVENTS_LOST);
+		return;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->kind = EVENT_RIPE;
+	event->now_ns = now_ns;
+	event->ulids = *ulids;
+	event->flags = why;
+	miss->quiet_until_ns = now_ns + settings->ask_again_ns;
+	bpf_ringbuf_submit(event, 0);
+}
+
+ALWAYS int is_silent(struct __sk_buff *skb, __u32 link_octets, struct miss *miss, __u64 now_ns)
+{
+	__u8 flags;
+
+	if (bpf_skb_load_bytes(skb, link_octets + HEADER_OCTETS + TCP_FLAGS_AT, &flags, 1) ||
+	    (flags & TCP_SYN_ACK) != TCP_SYN)
+		return 0;
+	if (!miss->syn_ns)
+		miss->syn_ns = now_ns;
+	return now_ns - miss->syn_ns >= SILENT_START_NS;
+}
+
+ALWAYS int has_crossed(const struct settings *settings, const struct miss *miss, __u64 now_ns)
+{
+	return (settings->after_octets && miss->octets >= settings->after_octets) ||
+	       (settings->after_packets && miss->packets >= settings->after_packets) ||
+	       (settings->after_ns && now_ns - miss->first_ns >= settings->after_ns);
+}
+
+/* Most plain packets belong to pairs of which everything is known for now: that Python was told,
+ * or that the host never answers. For some milliseconds they cost one look into an array. */
+ALWAYS struct settled *settled_of(const struct pair *at)
+{
+	__u64 mixed = (at->src.high ^ at->dst.low) * 0x9E3779B97F4A7C15ULL ^
+		      (at->src.low ^ at->dst.high) * 0xC2B2AE3D27D4EB4FULL;
+	__u32 index = (mixed ^ mixed >> 32) * 0x9E3779B97F4A7C15ULL >> 54 & (SETTLED_MAX - 1);
+
+	return bpf_map_lookup_elem(&m6p_settled_v1, &index);
+}
+
+ALWAYS int is_settled(const struct settled *settled, const struct pair *at)
+{
+	return settled && is_same(&settled->at.src, &at->src) &&
+	       is_same(&settled->at.dst, &at->dst) && now() < settled->until_ns;
+}
+
+ALWAYS void settle(struct settled *settled, const struct pair *at, __u64 now_ns)
+{
+	if (!settled)
+		return;
+	settled->at = *at;
+	settled->until_ns = now_ns + SETTLED_NS;
+}
+
+ALWAYS struct miss *miss_of(const struct pair *ulids, __u32 direction, __u64 now_ns)
+{
+	struct miss *miss = bpf_map_lookup_elem(&m6p_misses_v1, ulids);
+	struct miss fresh = { .first_ns = now_ns };
+
+	if (miss || direction != MISS_OUTBOUND)
+		return miss;
+	bpf_map_update_elem(&m6p_misses_v1, ulids, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&m6p_misses_v1, ulids);
+}
+
+/* Count a packet of a pair (local, peer) that has no context; 0 when Python wants to see it.
+ * A pair is remembered from the host's first packet on: strangers cannot fill the map. */
+ALWAYS int count_miss(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		      const struct view *view, const struct pair *ulids, __u32 direction,
+		      struct settled *settled)
+{
+	__u64 now_ns = now();
+	struct miss *miss = miss_of(ulids, direction, now_ns);
+	__u32 why = 0;
+
+	if (!miss) {
+		settle(settled, &view->head.at, now_ns);
+		return 1;
+	}
+	if (miss->flags & MISS_SLOW)
+		return 0;
+	if (!miss->packets)
+		miss->first_ns = now_ns;
+	miss->octets += view->octets;
+	miss->packets += segments(skb);
+	if (!(miss->flags & direction))
+		miss->flags |= direction;
+	if (direction == MISS_OUTBOUND && view->head.next_header == NEXT_TCP &&
+	    !(miss->flags & MISS_ANSWERED) && is_silent(skb, link_octets, miss, now_ns))
+		why = RIPE_SILENT;
+	if (now_ns < miss->quiet_until_ns) {
+		settle(settled, &view->head.at, now_ns);
+		return 1;
+	}
+	if (!why && has_crossed(settings, miss, now_ns))
+		why = RIPE_THRESHOLD;
+	if (why)
+		announce_ripe(ulids, miss, now_ns, why, settings);
+	return 1;
+}
+
+/* --- DNS answers: copied, not diverted ---------------------------------------------------- */
+
+ALWAYS int is_dns_answer(const struct view *view)
+{
+	return view->head.next_header == NEXT_UDP && view->has_upper &&
+	       bpf_be64_to_cpu(view->upper) >> 48 == DNS_PORT;
+}
+
+/* 0 when the answer is too long to copy, or there is no room for it. */
+ALWAYS int copy_dns(struct __sk_buff *skb, __u32 link_octets, const struct view *view)
+{
+	struct dns_event *event;
+	__u64 size = view->octets - HEADER_OCTETS - UDP_OCTETS;
+
+	if (view->octets <= HEADER_OCTETS + UDP_OCTETS)
+		return 1;
+	barrier_var(size); /* the verifier must see both comparisons as they stand here */
+	if (size > DNS_OCTETS_MAX || skb->gso_size)
+		return 0;
+	barrier_var(size);
+	if (size == 0)
+		return 0;
+	event = bpf_ringbuf_reserve(&m6p_events_v1, sizeof(*event), 0);
+	if (!event)
+		return 0;
+	__builtin_memset(&event->event, 0, sizeof(event->event));
+	event->event.kind = EVENT_DNS;
+	event->event.size = size;
+	event->event.now_ns = now();
+	if (bpf_skb_load_bytes(skb, link_octets + HEADER_OCTETS + UDP_OCTETS, event->payload,
+			       size)) {
+		bpf_ringbuf_discard(event, 0);
+		return 0;
+	}
+	bpf_ringbuf_submit(event, 0);
+	return 1;
+}
+
+#endif

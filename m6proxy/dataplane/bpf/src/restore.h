@@ -1,0 +1,253 @@
+/* Inbound: what a re-homed packet was before. forward.py says what must come out. */
+#ifndef M6PROXY_RESTORE_H
+#define M6PROXY_RESTORE_H
+
+#include "account.h"
+#include "mark.h"
+
+#define OPTION_TAG 0x9E /* m6proxy/wire: the destination option with a context tag */
+#define OPTION_TAG_OCTETS 4
+#define ICMPV6_INFORMATIONAL 128
+#define TAG_MASK ((1ULL << 47) - 1)
+#define NOT_OURS (-2)
+
+ALWAYS int belongs(const struct in_flow *flow, const struct pair *at)
+{
+	int peer = 0, local = 0;
+
+#pragma unroll
+	for (int i = 0; i < LOCATORS_MAX; i++) {
+		peer |= i < flow->n_peer && is_same(&flow->peer[i], &at->src);
+		local |= i < flow->n_local && is_same(&flow->local[i], &at->dst);
+	}
+	return peer && local;
+}
+
+ALWAYS __u32 folded(__u64 sum)
+{
+	sum = (sum & 0xFFFFFFFF) + (sum >> 32);
+	sum = (sum & 0xFFFFFFFF) + (sum >> 32);
+	sum = (sum & 0xFFFF) + (sum >> 16);
+	sum = (sum & 0xFFFF) + (sum >> 16);
+	return (sum & 0xFFFF) + (sum >> 16);
+}
+
+ALWAYS __u64 half_sum(__u64 word)
+{
+	return (word & 0xFFFFFFFF) + (word >> 32);
+}
+
+ALWAYS __u64 pair_sum(const struct pair *pair)
+{
+	return half_sum(pair->src.high) + half_sum(pair->src.low) + half_sum(pair->dst.high) +
+	       half_sum(pair->dst.low);
+}
+
+/* Aggregation by the kernel before us put the checksum's seed over the locators, where the
+ * sender had it over the ULIDs; then it is put back. Only GSO packets have a seed for sure. */
+ALWAYS void reseed(struct __sk_buff *skb, __u32 at, __u8 protocol, __u32 upper_octets,
+		   const struct pair *locators, const struct pair *ulids)
+{
+	__u32 field = at + (protocol == NEXT_TCP ? 16 : 6);
+	__u64 rest = bpf_htonl(upper_octets) + (__u64)bpf_htonl(protocol);
+	__u16 seed;
+
+	if (protocol != NEXT_TCP && protocol != NEXT_UDP)
+		return;
+	if (bpf_skb_load_bytes(skb, field, &seed, sizeof(seed)) ||
+	    seed != folded(pair_sum(locators) + rest))
+		return;
+	seed = folded(pair_sum(ulids) + rest);
+	bpf_skb_store_bytes(skb, field, &seed, sizeof(seed), BPF_F_RECOMPUTE_CSUM);
+}
+
+/* Only addresses, and the label where one was put. */
+ALWAYS int put_back(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		    struct view *view, const struct pair *ulids, __u32 slot, __u32 label_mask)
+{
+	if (skb->gso_size)
+		reseed(skb, link_octets + HEADER_OCTETS, view->head.next_header,
+		       view->octets - HEADER_OCTETS, &view->head.at, ulids);
+	note_in(skb, settings, slot, view->octets);
+	view->head.at = *ulids;
+	view->head.first &= ~label_mask;
+	if (bpf_skb_store_bytes(skb, link_octets, &view->head, HEADER_OCTETS, BPF_F_RECOMPUTE_CSUM))
+		return drop(COUNT_DROP_NO_ROOM);
+	count(COUNT_RESTORED);
+	set_mark(skb, settings, MARK_PAST);
+	return PASS;
+}
+
+/* Let the kernel aggregate the packets of a TCP stream again: GRO knew nothing of their shim. */
+ALWAYS int regroup(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		   __u8 protocol)
+{
+	__u32 number = MARK_NONE;
+
+	if (settings->regroup_ifindex && protocol == NEXT_TCP && link_octets == ETH_HLEN)
+		number = uplink_number(settings, skb->ifindex);
+	if (number == MARK_NONE) {
+		set_mark(skb, settings, MARK_PAST);
+		return PASS;
+	}
+	count(COUNT_REGROUPED);
+	set_mark(skb, settings, number);
+	return bpf_redirect(settings->regroup_ifindex, 0);
+}
+
+/* Take the 8 octets behind the fixed header out. */
+ALWAYS int take_out(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		    struct view *view, const struct in_flow *flow)
+{
+	struct pair ulids = flow->ulids;
+	__u8 inserted = view->head.next_header;
+
+	note_in(skb, settings, flow->slot, view->octets);
+	if (skb->gso_size)
+		reseed(skb, link_octets + HEADER_OCTETS + GROWTH_OCTETS, upper_octet(view, 0),
+		       view->octets - HEADER_OCTETS - GROWTH_OCTETS, &view->head.at, &ulids);
+	view->head.payload_octets = bpf_htons(view->octets - HEADER_OCTETS - GROWTH_OCTETS);
+	view->head.next_header = upper_octet(view, 0);
+	view->head.at = ulids;
+	if (bpf_skb_adjust_room(skb, -GROWTH_OCTETS, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO) ||
+	    bpf_skb_store_bytes(skb, link_octets, &view->head, HEADER_OCTETS, BPF_F_RECOMPUTE_CSUM))
+		return drop(COUNT_DROP_NO_ROOM);
+	count(COUNT_RESTORED);
+	if (inserted == NEXT_SHIM)
+		return regroup(skb, link_octets, settings, view->head.next_header);
+	set_mark(skb, settings, MARK_PAST);
+	return PASS;
+}
+
+ALWAYS int with_label(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		      struct view *view)
+{
+	__u64 key = (__u64)MODE_FLOWLABEL << 56 | bpf_ntohl(view->head.first & LABEL_MASK);
+	const struct in_flow *flow = bpf_map_lookup_elem(&m6p_tag_v1, &key);
+
+	if (!flow)
+		return NOT_OURS;
+	if (is_same(&view->head.at.src, &flow->ulids.src) &&
+	    is_same(&view->head.at.dst, &flow->ulids.dst))
+		return NOT_OURS;
+	if (!belongs(flow, &view->head.at))
+		return flow->flags & IN_COMPLETE ? NOT_OURS : slow(COUNT_SLOW_LOCATOR);
+	return put_back(skb, link_octets, settings, view, &flow->ulids, flow->slot, LABEL_MASK);
+}
+
+ALWAYS int with_tag(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		    struct view *view, __u64 key)
+{
+	const struct in_flow *flow = bpf_map_lookup_elem(&m6p_tag_v1, &key);
+
+	if (!flow)
+		return slow(COUNT_SLOW_TAG);
+	if (!belongs(flow, &view->head.at))
+		return slow(COUNT_SLOW_LOCATOR);
+	return take_out(skb, link_octets, settings, view, flow);
+}
+
+ALWAYS int with_shim(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		     struct view *view)
+{
+	if (!view->has_upper || !(upper_octet(view, 2) & 0x80))
+		return slow(COUNT_SLOW_CONTROL);
+	if (upper_octet(view, 1))
+		return slow(COUNT_SLOW_CHAIN);
+	return with_tag(skb, link_octets, settings, view,
+			(__u64)MODE_EXTHDR << 56 | (bpf_be64_to_cpu(view->upper) & TAG_MASK));
+}
+
+ALWAYS int is_tag_option(const struct view *view)
+{
+	return view->has_upper && upper_octet(view, 1) == 0 && upper_octet(view, 2) == OPTION_TAG &&
+	       upper_octet(view, 3) == OPTION_TAG_OCTETS;
+}
+
+ALWAYS int with_option(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		       struct view *view)
+{
+	return with_tag(skb, link_octets, settings, view,
+			(__u64)MODE_DSTOPT << 56 | (bpf_be64_to_cpu(view->upper) & 0xFFFFFFFF));
+}
+
+/* A pair that sends on its ULIDs, or a re-homed one that its addresses alone tell. */
+ALWAYS int with_pair(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		     struct view *view)
+{
+	const struct pair_flow *flow = bpf_map_lookup_elem(&m6p_pair_v1, &view->head.at);
+
+	if (!flow)
+		return NOT_OURS;
+	if (flow->mode == MODE_IDENTIFIER)
+		return put_back(skb, link_octets, settings, view, &flow->ulids, flow->slot, 0);
+	note_in(skb, settings, flow->slot, view->octets);
+	set_mark(skb, settings, MARK_PAST);
+	return PASS;
+}
+
+ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
+{
+	const struct settings *settings = settings_of();
+	struct settled *settled;
+	struct view view;
+	struct pair ulids;
+	int verdict;
+
+	if (!settings || skb->pkt_type != PACKET_HOST ||
+	    number_of(skb, settings) == MARK_PAST || !see(skb, link_octets, &view))
+		return PASS;
+	if (settings->flags & SETTINGS_LABELS && view.head.first & LABEL_MASK) {
+		verdict = with_label(skb, link_octets, settings, &view);
+		if (verdict != NOT_OURS)
+			return verdict;
+	}
+	if (view.head.next_header == NEXT_SHIM)
+		return with_shim(skb, link_octets, settings, &view);
+	if (view.head.next_header == NEXT_DESTINATION && is_tag_option(&view))
+		return with_option(skb, link_octets, settings, &view);
+	if (view.head.next_header == NEXT_ICMPV6 &&
+	    (!view.has_upper || upper_octet(&view, 0) < ICMPV6_INFORMATIONAL))
+		return slow(COUNT_SLOW_ERROR);
+	if (is_chained(view.head.next_header) &&
+	    walk(skb, link_octets, &view) == CHAIN_OTHER)
+		return slow(COUNT_SLOW_CHAIN);
+	settled = settled_of(&view.head.at);
+	if (is_settled(settled, &view.head.at) && !is_dns_answer(&view)) {
+		set_mark(skb, settings, MARK_PAST);
+		return PASS;
+	}
+	if (is_dns_answer(&view) && prefix_of(settings, &view.head.at.dst) &&
+	    !copy_dns(skb, link_octets, &view))
+		return slow(COUNT_SLOW_POLICY);
+	verdict = with_pair(skb, link_octets, settings, &view);
+	if (verdict != NOT_OURS)
+		return verdict;
+	if (!prefix_of(settings, &view.head.at.dst))
+		return PASS;
+	ulids.src = view.head.at.dst;
+	ulids.dst = view.head.at.src;
+	if (settings->flags & SETTINGS_SLOW_MISSES ||
+	    !count_miss(skb, link_octets, settings, &view, &ulids, MISS_ANSWERED,
+			settled))
+		return slow(COUNT_SLOW_POLICY);
+	set_mark(skb, settings, MARK_PAST);
+	return PASS;
+}
+
+/* What regroup sent, aggregated: on as if it had come by its uplink like this. */
+ALWAYS int after_regroup(struct __sk_buff *skb)
+{
+	const struct settings *settings = settings_of();
+	__u32 number;
+
+	if (!settings)
+		return DROP;
+	number = number_of(skb, settings);
+	if (number == MARK_NONE || number == MARK_PAST)
+		return drop(COUNT_DROP_NO_FLOW);
+	set_mark(skb, settings, MARK_PAST);
+	return bpf_redirect(settings->uplinks[number & (UPLINKS_MAX - 1)], BPF_F_INGRESS);
+}
+
+#endif

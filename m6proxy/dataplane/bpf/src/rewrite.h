@@ -1,0 +1,203 @@
+/* Outbound: marked at the LAN, rewritten at the uplink. forward.py says what must come out. */
+#ifndef M6PROXY_REWRITE_H
+#define M6PROXY_REWRITE_H
+
+#include "account.h"
+#include "mark.h"
+
+/* Insert 8 octets behind the fixed header and let a header of our own stand before them. */
+ALWAYS int insert(struct __sk_buff *skb, __u32 link_octets, struct view *view,
+		  const struct out_flow *flow, __u8 inserted)
+{
+	struct {
+		struct head head;
+		__u8 tail[8];
+	} grown = { .head = view->head };
+
+	if (view->octets + GROWTH_OCTETS > HEADER_OCTETS + 0xFFFF)
+		return drop(COUNT_DROP_NO_ROOM);
+	grown.head.payload_octets = bpf_htons(view->octets - HEADER_OCTETS + GROWTH_OCTETS);
+	grown.head.next_header = inserted;
+	grown.head.at = flow->locators;
+	__builtin_memcpy(grown.tail, flow->tail, sizeof(grown.tail));
+	grown.tail[0] = view->head.next_header;
+	if (bpf_skb_adjust_room(skb, GROWTH_OCTETS, BPF_ADJ_ROOM_NET,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
+	    bpf_skb_store_bytes(skb, link_octets, &grown, sizeof(grown), 0))
+		return drop(COUNT_DROP_NO_ROOM);
+	count(COUNT_REWRITTEN);
+	return PASS;
+}
+
+/* New addresses, and another flow label where the mode has one. */
+ALWAYS int readdress(struct __sk_buff *skb, __u32 link_octets, struct view *view,
+		     const struct out_flow *flow)
+{
+	view->head.at = flow->locators;
+	if (flow->mode == MODE_FLOWLABEL)
+		view->head.first = (view->head.first & ~LABEL_MASK) | flow->label;
+	if (bpf_skb_store_bytes(skb, link_octets, &view->head, HEADER_OCTETS, 0))
+		return drop(COUNT_DROP_NO_ROOM);
+	count(COUNT_REWRITTEN);
+	return PASS;
+}
+
+/* The kernel segments behind destination options, not behind a shim header. So the header
+ * goes in under that number; after_split makes each segment's right. */
+ALWAYS int split(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		 struct view *view, const struct out_flow *flow)
+{
+	int verdict;
+
+	if (!settings->split_ifindex || link_octets != ETH_HLEN)
+		return drop(COUNT_DROP_NO_ROOM);
+	verdict = insert(skb, link_octets, view, flow, NEXT_DESTINATION);
+	if (verdict != PASS)
+		return verdict;
+	count(COUNT_SPLIT);
+	return bpf_redirect(settings->split_ifindex, 0);
+}
+
+/* The flow changed its uplink while the packet was on its way through the gateway. */
+ALWAYS int follow(struct __sk_buff *skb, const struct settings *settings, const struct out_flow *flow)
+{
+	__u32 number = flow->uplink & (UPLINKS_MAX - 1);
+	__u32 ifindex = settings->uplinks[number];
+
+	if (!ifindex || ifindex == skb->ifindex)
+		return drop(COUNT_DROP_WRONG_UPLINK);
+	set_mark(skb, settings, flow->mode == MODE_ULIDS ? MARK_PAST : number);
+	count(COUNT_REDIRECTED);
+	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+}
+
+ALWAYS int to_uplink(struct __sk_buff *skb, __u32 link_octets)
+{
+	const struct settings *settings;
+	const struct out_flow *flow;
+	struct view view;
+	__u32 number;
+
+	if (!skb->mark)
+		return PASS;
+	settings = settings_of();
+	if (!settings)
+		return PASS;
+	number = number_of(skb, settings);
+	if (number == MARK_NONE || number == MARK_PAST)
+		return PASS;
+	if (!see(skb, link_octets, &view))
+		return drop(COUNT_DROP_NO_FLOW);
+	flow = bpf_map_lookup_elem(&m6p_out_v1, &view.head.at);
+	if (!flow)
+		return drop(COUNT_DROP_NO_FLOW);
+	if (flow->uplink != number || flow->mode == MODE_ULIDS ||
+	    settings->uplinks[number & (UPLINKS_MAX - 1)] != skb->ifindex)
+		return follow(skb, settings, flow);
+	if (flow->mode == MODE_EXTHDR && skb->gso_size)
+		return split(skb, link_octets, settings, &view, flow);
+	set_mark(skb, settings, MARK_NONE);
+	if (flow->mode == MODE_EXTHDR)
+		return insert(skb, link_octets, &view, flow, NEXT_SHIM);
+	if (flow->mode == MODE_DSTOPT)
+		return insert(skb, link_octets, &view, flow, NEXT_DESTINATION);
+	return readdress(skb, link_octets, &view, flow);
+}
+
+/* A segment of what split sent: the shim header gets its own number, and the uplink its packet. */
+ALWAYS int after_split(struct __sk_buff *skb)
+{
+	const struct settings *settings = settings_of();
+	__u8 shim = NEXT_SHIM;
+	__u32 number;
+
+	if (!settings)
+		return DROP;
+	number = number_of(skb, settings);
+	if (number == MARK_NONE || number == MARK_PAST ||
+	    bpf_skb_store_bytes(skb, ETH_HLEN + __builtin_offsetof(struct head, next_header), &shim,
+				1, 0))
+		return drop(COUNT_DROP_NO_FLOW);
+	set_mark(skb, settings, MARK_NONE);
+	return bpf_redirect(settings->uplinks[number & (UPLINKS_MAX - 1)], 0);
+}
+
+/* --- at the LAN ---------------------------------------------------------------------------- */
+
+/* Whether the peer would take the label that the host chose for a context's. */
+ALWAYS int is_mistaken(const struct settings *settings, const struct view *view,
+		       const struct pair *wire)
+{
+	struct sent_key key = { .locators = *wire, .label = view->head.first & LABEL_MASK };
+
+	return settings->flags & SETTINGS_SENT_LABELS &&
+	       bpf_map_lookup_elem(&m6p_sent_v1, &key) != NULL;
+}
+
+ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		   struct view *view, const struct out_flow *flow)
+{
+	__u32 growth = flow->mode == MODE_EXTHDR || flow->mode == MODE_DSTOPT ? GROWTH_OCTETS : 0;
+	__u32 octets;
+
+	if (flow->flags & OUT_SLOW)
+		return slow(COUNT_SLOW_FLAGGED);
+	if (flow->mode == MODE_ULIDS) {
+		note_out(skb, settings, flow->slot, view->octets);
+		set_mark(skb, settings, MARK_PAST);
+		return PASS;
+	}
+	if (view->head.next_header == NEXT_FRAGMENT)
+		return slow(COUNT_SLOW_FRAGMENT);
+	if (growth && is_chained(view->head.next_header))
+		return slow(COUNT_SLOW_CHAIN);
+	if (flow->mode != MODE_FLOWLABEL && is_mistaken(settings, view, &flow->locators))
+		return slow(COUNT_SLOW_LABEL);
+	octets = wire_octets(skb, link_octets, view);
+	if (!octets || octets + growth > flow->mtu)
+		return slow(COUNT_SLOW_TOO_BIG);
+	if (flow->mode == MODE_EXTHDR && skb->gso_size && !settings->split_ifindex)
+		return slow(COUNT_SLOW_TOO_BIG);
+	note_out(skb, settings, flow->slot, view->octets);
+	set_mark(skb, settings, flow->uplink);
+	return PASS;
+}
+
+ALWAYS int is_beyond(const struct settings *settings, const struct pair *at)
+{
+	__u64 high = bpf_be64_to_cpu(at->dst.high);
+
+	return high >> 56 != 0xFF && high >> 54 != 0xFE80 >> 6 && !prefix_of(settings, &at->dst);
+}
+
+ALWAYS int from_lan(struct __sk_buff *skb, __u32 link_octets)
+{
+	const struct settings *settings = settings_of();
+	const struct out_flow *flow;
+	const struct prefix *prefix;
+	struct settled *settled;
+	struct view view;
+
+	if (!settings || skb->pkt_type != PACKET_HOST || !see(skb, link_octets, &view))
+		return PASS;
+	if (is_mistaken(settings, &view, &view.head.at))
+		return slow(COUNT_SLOW_LABEL);
+	settled = settled_of(&view.head.at);
+	if (is_settled(settled, &view.head.at)) {
+		set_mark(skb, settings, MARK_PAST);
+		return PASS;
+	}
+	flow = bpf_map_lookup_elem(&m6p_out_v1, &view.head.at);
+	if (flow)
+		return lan_hit(skb, link_octets, settings, &view, flow);
+	prefix = prefix_of(settings, &view.head.at.src);
+	if (!prefix || !is_beyond(settings, &view.head.at))
+		return PASS;
+	if ((prefix->flags & PREFIX_SLOW) || (settings->flags & SETTINGS_SLOW_MISSES) ||
+	    !count_miss(skb, link_octets, settings, &view, &view.head.at, MISS_OUTBOUND, settled))
+		return slow(COUNT_SLOW_POLICY);
+	set_mark(skb, settings, MARK_PAST);
+	return PASS;
+}
+
+#endif

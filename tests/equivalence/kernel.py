@@ -1,0 +1,175 @@
+"""The programs with the maps of one site, asked about single packets by trial runs.
+
+The interface of the trials is loopback, so both uplinks of the site have its index.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from enum import Enum
+from typing import Any, Final, Literal, TypeAlias
+
+from m6proxy.dataplane.bpf import layout
+from m6proxy.dataplane.bpf.layout import (
+    InFlag,
+    InFlow,
+    Mode,
+    OutFlag,
+    OutFlow,
+    PairFlow,
+    Settings,
+    SettingsFlag,
+    SitePrefix,
+)
+from m6proxy.dataplane.bpf.load import Loaded, load, read_object
+from m6proxy.dataplane.bpf.programs import SkBuff, Trial
+from m6proxy.shim.demux import DemuxMode
+from m6proxy.shim.effects import InstallFlow, KernelEntry
+from m6proxy.wire.ipv6 import HEADER_OCTETS
+from tests.harness.pair import Site
+
+ETHERNET: Final = bytes(12) + b"\x86\xdd"
+LOOPBACK_INDEX: Final = 1
+PASS: Final = -1
+DROP: Final = 2
+REDIRECT: Final = 7
+SHIFT: Final = 24
+MODES: Final = {
+    DemuxMode.EXTHDR: Mode.EXTHDR,
+    DemuxMode.FLOWLABEL: Mode.FLOWLABEL,
+    DemuxMode.DSTOPT: Mode.DSTOPT,
+}
+_ZERO: Final = bytes(4)
+_COPIED: Final = (layout.OUT, layout.TAG, layout.PAIR, layout.SENT, layout.MISSES)
+
+
+class _Left(Enum):
+    SLOW = "slow"
+    DROPPED = "dropped"
+
+
+SLOW: Final = _Left.SLOW
+"""The packet goes on without our mark: by the rules to Python, or past it, as ever."""
+DROPPED: Final = _Left.DROPPED
+Outcome: TypeAlias = bytes | Literal[_Left.SLOW, _Left.DROPPED]
+
+
+@functools.cache
+def programs() -> Loaded:
+    """The package's object in the kernel, once for the whole run."""
+    return load(read_object())
+
+
+class KernelSite:
+    """The programs of a site whose contexts are those of an engine."""
+
+    def __init__(self, site: Site) -> None:
+        self.loaded = programs()
+        clear(self.loaded)
+        prefixes = tuple(SitePrefix(uplink.prefix) for uplink in site.settings.uplinks)
+        self.settings = Settings(
+            prefixes,
+            (LOOPBACK_INDEX, LOOPBACK_INDEX),
+            SettingsFlag.LABELS | SettingsFlag.SENT_LABELS,
+            SHIFT,
+        )
+        self.configure()
+        self.uplinks = {uplink.name: n for n, uplink in enumerate(site.settings.uplinks, start=1)}
+        assert site.kernel is not None
+        for flow in site.kernel.flows.values():
+            self.install(flow)
+
+    def configure(self, **changes: Any) -> None:
+        """Write the settings, some of them changed."""
+        self.settings = replace(self.settings, **changes)
+        self.loaded.maps[layout.SETTINGS].update(_ZERO, self.settings.pack())
+
+    def install(self, flow: InstallFlow) -> None:
+        """Write what the kernel has to know of a context into the maps."""
+        entry = flow.kernel
+        assert entry is not None
+        maps = self.loaded.maps
+        ulids = flow.ulids.local + flow.ulids.peer
+        inbound_ulids = flow.ulids.peer + flow.ulids.local
+        locators = flow.locators.local + flow.locators.peer
+        mode = Mode.ULIDS if locators == ulids else MODES[entry.mode]
+        number = self.uplinks[entry.uplink] if entry.uplink else 0
+        maps[layout.OUT].update(ulids, _out_flow(locators, mode, number, entry).pack())
+        pair = PairFlow(inbound_ulids, entry.slot, Mode.ULIDS)
+        maps[layout.PAIR].update(inbound_ulids, pair.pack())
+        found = InFlow(
+            inbound_ulids,
+            entry.slot,
+            entry.peer_locators[: layout.LOCATORS_MAX],
+            entry.local_locators[: layout.LOCATORS_MAX],
+            InFlag.COMPLETE,
+        )
+        for kind, tag in entry.tags:
+            maps[layout.TAG].update(layout.tag_key(MODES[kind], tag), found.pack())
+        if mode is Mode.FLOWLABEL:
+            maps[layout.SENT].update(layout.sent_key(locators, entry.label), _ZERO)
+
+    def outbound(self, packet: bytes, *, gso_size: int = 0) -> Outcome:
+        """What becomes of a packet from the LAN."""
+        if len(packet) < HEADER_OCTETS:
+            return SLOW  # no trial takes it; tests/netns sends such packets
+        buffer = SkBuff(gso_size=gso_size, gso_segments=2 if gso_size else 0)
+        seen = self.trial("lan_in", packet, buffer)
+        assert (seen.verdict, seen.packet) == (PASS, ETHERNET + packet)
+        if seen.mark == 0:
+            return SLOW
+        if seen.mark == layout.mark_of(layout.MARK_PAST, SHIFT):
+            return packet
+        sent = self.trial("uplink_out", packet, replace(buffer, mark=seen.mark))
+        if sent.verdict == DROP:
+            return DROPPED
+        assert (sent.verdict, sent.mark) == (PASS, 0)
+        return sent.packet[len(ETHERNET) :]
+
+    def inbound(self, packet: bytes) -> Outcome:
+        """What becomes of a packet from an uplink."""
+        if len(packet) < HEADER_OCTETS:
+            return SLOW
+        seen = self.trial("uplink_in", packet, SkBuff())
+        if seen.verdict == DROP:
+            return DROPPED
+        assert seen.verdict == PASS
+        if seen.mark == 0:
+            assert seen.packet == ETHERNET + packet
+            return SLOW
+        assert seen.mark == layout.mark_of(layout.MARK_PAST, SHIFT)
+        return seen.packet[len(ETHERNET) :]
+
+    def trial(self, program: str, packet: bytes, buffer: SkBuff) -> Trial:
+        """Run one program on one packet."""
+        return self.loaded.programs[program].trial(ETHERNET + packet, buffer)
+
+    def count(self, counter: layout.Counter) -> int:
+        """How often something happened."""
+        values = self.loaded.maps[layout.COUNT].lookup_per_cpu(int(counter).to_bytes(4, "little"))
+        return sum(int.from_bytes(value, "little") for value in values)
+
+
+def clear(loaded: Loaded) -> None:
+    """Empty the maps of the site before."""
+    for name in _COPIED:
+        each = loaded.maps[name]
+        each.delete_batch([key for key, _ in each.items()])
+    settled = loaded.maps[layout.SETTLED]
+    empty = bytes(settled.value_room)
+    for index in range(settled.spec.max_entries):
+        settled.update(index.to_bytes(4, "little"), empty)
+
+
+def _out_flow(locators: bytes, mode: Mode, uplink: int, entry: KernelEntry) -> OutFlow:
+    return OutFlow(
+        locators,
+        mode,
+        entry.slot,
+        uplink,
+        entry.mtu,
+        entry.tail or bytes(7),
+        entry.label if mode is Mode.FLOWLABEL else 0,
+        OutFlag.SLOW if entry.slow else 0,
+    )
