@@ -14,6 +14,7 @@ from m6proxy.shim import reap
 from m6proxy.shim.context import Context, Handshake, PendingUpdate
 from m6proxy.shim.core import Core
 from m6proxy.shim.locators import LocalSet, PeerLocator
+from m6proxy.shim.timers import MIN_IDLE_S
 from m6proxy.shim.transitions import (
     CARRIES,
     CONTEXT,
@@ -306,6 +307,36 @@ def test_time_alone_leads_only_where_the_table_says(state: State) -> None:
             break
     assert seen[-1] is State.IDLE
     assert pair.alpha.engine.next_deadline() is None
+
+
+BROUGHT_BY_TIME: Final = [
+    (state, given, after)
+    for (state, given), successors in CONTEXT.items()
+    if given in BY_TIME
+    for after in successors
+]
+
+
+@pytest.mark.parametrize(("state", "given", "after"), BROUGHT_BY_TIME)
+def test_every_input_that_time_brings(
+    state: State, given: Input, after: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can inject these: the engine gives each of them to the state when its time comes."""
+    pair = in_state(state)
+    context, steps = pair.alpha.context, list[tuple[State, Input, State]]()
+    if given is Input.IDLE_TIMEOUT:
+        context.last_traffic_s -= MIN_IDLE_S
+        context.peer_features = 0 if after is State.IDLE else context.peer_features
+        core_of(pair).rearm(context)
+    real = Context.set_state
+
+    def note(moved: Context, to: State, cause: Input) -> None:
+        steps.append((moved.state, cause, to))
+        real(moved, to, cause)
+
+    monkeypatch.setattr(Context, "set_state", note)
+    pair.run(700.0)
+    assert (state, given, after) in steps
 
 
 # --- reachability: the packet path and the table --------------------------------------------
