@@ -43,6 +43,7 @@ class Reason(IntEnum):
     PEER_ERROR = 34
     BAD_METHOD = 35
     DELTA_BASE = 36
+    BAD_SIGNATURE = 37
 
     # 50-69: the packet cannot be rewritten or restored (data path)
     TOO_BIG = 50
@@ -82,6 +83,7 @@ _TEXT: dict[Reason, str] = {
     Reason.UNPROVED_ULID: "the sender did not show that the ULID is its own",
     Reason.PEER_ERROR: "the peer reported an error",
     Reason.DELTA_BASE: "a difference to a locator list that we do not have",
+    Reason.BAD_SIGNATURE: "the CGA signature over a locator list is not the ULID's",
     Reason.BAD_METHOD: "a locator's verification method is unknown or reserved",
     Reason.TOO_BIG: "the packet does not fit the uplink with 8 octets more",
     Reason.CUT_BY_QUEUE: "the queue delivered only part of the packet",

@@ -1,7 +1,6 @@
 """Why a locator belongs to a ULID (RFC 5533 §7.2, the first aspect of locator verification).
 
-One judge for each verification method that a locator list may name. CGA (method 2) is known
-on the wire and has none: it needs signatures, and its locators stay unproved.
+One judge for each verification method that a locator list may name.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from m6proxy.names import Address
 from m6proxy.proof import hba
 from m6proxy.proof.cga import CgaParameters
 from m6proxy.proof.dns import bears_name, covers_both
-from m6proxy.wire.options import METHOD_DNS, METHOD_HBA
+from m6proxy.wire.options import METHOD_CGA, METHOD_DNS, METHOD_HBA
 
 
 @unique
@@ -34,6 +33,8 @@ class Proof(Enum):
     """It was proved in an earlier context, within the hour."""
     HBA = "hba"
     """ULID and locator are of one set of hash-based addresses."""
+    CGA = "cga"
+    """The key that the ULID was made with signed for the locator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Evidence:
     """What DNS says of the name that it claims."""
     parameters: CgaParameters | None = None
     """The structure that its address was made with."""
+    signed: tuple[Address, ...] = ()
+    """The locators over which a signature by the key in ``parameters`` was verified."""
 
 
 Judge: TypeAlias = Callable[[Address, Address, Evidence], Proof]
@@ -63,7 +66,17 @@ def judge_hba(ulid: Address, locator: Address, evidence: Evidence) -> Proof:
     return Proof.HBA
 
 
-JUDGES: Mapping[int, Judge] = MappingProxyType({METHOD_HBA: judge_hba, METHOD_DNS: judge_dns})
+def judge_cga(ulid: Address, locator: Address, evidence: Evidence) -> Proof:
+    """Judge a locator by the signature of the key that the ULID was made with (RFC 3972 §6)."""
+    parameters = evidence.parameters
+    if parameters is None or not made_with(ulid, parameters):
+        return Proof.NONE
+    return Proof.CGA if locator == ulid or locator in evidence.signed else Proof.NONE
+
+
+JUDGES: Mapping[int, Judge] = MappingProxyType(
+    {METHOD_HBA: judge_hba, METHOD_CGA: judge_cga, METHOD_DNS: judge_dns}
+)
 """Verification method of a locator list (8 bits) to its judge; others prove nothing."""
 
 
@@ -97,16 +110,17 @@ def inconsistent(
     ulid: Address,
     locators: Sequence[Address],
     methods: Sequence[int],
-    parameters: CgaParameters | None,
+    evidence: Evidence,
 ) -> int | None:
     """The first place in a list whose method the parameters contradict (RFC 5533 §7.2).
 
-    A list that says HBA of an address outside the set is refused as a whole: its sender is
-    wrong about its own addresses. Methods that need no parameters are not looked at.
+    A list that says HBA of an address outside the set, or CGA of one that is not signed for, is
+    refused as a whole: its sender is wrong about its own addresses. Methods that need no
+    parameters are not looked at.
     """
-    evidence = Evidence(parameters=parameters)
     for place, (locator, method) in enumerate(zip(locators, methods, strict=True)):
-        if method == METHOD_HBA and judge_hba(ulid, locator, evidence) is Proof.NONE:
+        judge = {METHOD_HBA: judge_hba, METHOD_CGA: judge_cga}.get(method)
+        if judge is not None and judge(ulid, locator, evidence) is Proof.NONE:
             return place
     return None
 
@@ -121,13 +135,15 @@ def prove_ulid(ulid: Address, source: Address, evidence: Evidence) -> bool:
 
     ``source`` is where the message of a completed exchange came from. From the ULID itself,
     the exchange has shown that the sender receives there. So it has from another address of
-    the same HBA set: nobody else's prefix is in the set. From anywhere else the name must be
-    bound to the ULID by PTR or the configuration, and cover it.
+    the same HBA set, where nobody else's prefix is, or from one that the ULID's key signs for.
+    From anywhere else the name must be bound to the ULID by PTR or the configuration, and
+    cover it.
     """
     return (
         source == ulid
         or bears_name(ulid, evidence.data)
         or judge_hba(ulid, source, evidence) is Proof.HBA
+        or judge_cga(ulid, source, evidence) is Proof.CGA
     )
 
 

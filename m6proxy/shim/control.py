@@ -67,6 +67,7 @@ _ERROR_OF: Final = {
     Reason.UNKNOWN_TYPE: ErrorCode.UNKNOWN_TYPE,
     Reason.CRITICAL_OPTION: ErrorCode.CRITICAL_OPTION,
     Reason.BAD_METHOD: ErrorCode.METHOD_FAILED,
+    Reason.BAD_SIGNATURE: ErrorCode.METHOD_FAILED,
     Reason.GENERATION_MISMATCH: ErrorCode.GENERATION_OUT_OF_SYNC,
     Reason.DELTA_BASE: ErrorCode.GENERATION_OUT_OF_SYNC,
     Reason.PREFERENCE_COUNT: ErrorCode.PREFERENCE_COUNT,
@@ -77,6 +78,7 @@ _OPTIONS_AT: Final[dict[int, int]] = {MessageType.I2: 24, MessageType.I2BIS: 32}
 """How long the fixed fields are, in octets, where they are not 16."""
 _FIELD_OF: Final = {
     Reason.BAD_METHOD: (NUMBER_LOCATOR_LIST, 9),
+    Reason.BAD_SIGNATURE: (NUMBER_LOCATOR_LIST, 9),
     Reason.GENERATION_MISMATCH: (NUMBER_LOCATOR_PREFERENCES, 4),
     Reason.PREFERENCE_COUNT: (NUMBER_LOCATOR_PREFERENCES, 2),
     Reason.DELTA_BASE: (NUMBER_LOCATOR_DELTA, 4),

@@ -28,6 +28,7 @@ from m6proxy.shim.effects import AskProof
 from m6proxy.shim.locators import PeerLocator
 from m6proxy.shim.peerset import adopt_peer, check_locators, offer, peer_parameters
 from m6proxy.shim.pending import PendingProofs
+from m6proxy.shim.signed import evidence_of, fresh_evidence, listed_by_cga
 from m6proxy.shim.timers import (
     I1_RETRIES_MAX,
     I1_TIMEOUT_S,
@@ -164,7 +165,7 @@ def handle_i2(
         _send_r2(core, context, message.initiator_nonce, route, now)
         return
     _allow(core, route, now)
-    check_locators(message.options, key[16:], peer_parameters(message.options, key[16:]))
+    check_locators(message.options, key[16:], fresh_evidence(message.options, key[16:]))
     pending.put(key, fii, message, route, now + PENDING_PROOF_S)
     name = find(message.options, SenderName)
     core.effects.append(
@@ -191,7 +192,9 @@ def complete(
     """The proof is here: create or renew the context and answer R2 (§7.13, §7.14, §7.20)."""
     given = Input.I2 if isinstance(message, I2) else Input.I2BIS
     ulid = key[16:]
-    evidence = Evidence(data, peer_parameters(message.options, ulid))
+    # handle_i2 let no message through whose signature is not the key's
+    signed = listed_by_cga(message.options)
+    evidence = Evidence(data, peer_parameters(message.options, ulid), signed)
     if not prove_ulid(ulid, route.peer, evidence):
         raise PeerViolation(Reason.UNPROVED_ULID, "neither name nor hash bears the ULID")
     context = core.contexts.by_pair(key, fii)
@@ -201,7 +204,7 @@ def complete(
     if not context.carries:
         context.route = route.local + route.peer
     context.local_name = local_name
-    _adopt(core, context, message.initiator_tag, message.options, data, now)
+    _adopt(core, context, message.initiator_tag, message.options, evidence, now)
     if context.state in _ANSWERED_BY_I2:
         lifecycle.enter(core, context, State.ESTABLISHED, given, now)
     core.peers.forgive(context.outbound_key[16:])
@@ -225,11 +228,12 @@ def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
     data = handshake.data
     if data is not None and name is not None and name.name != data.name:
         data = None
+    evidence = evidence_of(core, context, message.options, data, route.peer, now)
     reached = context.peer_locator(route.peer)
     if not context.carries and reached is not None and reached.proved:
         context.route = route.local + route.peer
         reached.tested |= route.peer != context.outbound_key[16:]
-    _adopt(core, context, message.responder_tag, message.options, data, now)
+    _adopt(core, context, message.responder_tag, message.options, evidence, now)
     core.peers.forgive(context.outbound_key[16:])
     lifecycle.enter(core, context, State.ESTABLISHED, Input.R2, now)
     _may_go_back(core, context, now)
@@ -463,12 +467,12 @@ def _adopt(
     context: Context,
     peer_tag: Tag,
     options: tuple[Option, ...],
-    data: NameData | None,
+    evidence: Evidence,
     now: float,
 ) -> None:
     """Take the peer in. An update that waits for its answer must go to the peer's new tag."""
     before = context.peer_tag
-    adopt_peer(core, context, peer_tag, options, data)
+    adopt_peer(core, context, peer_tag, options, evidence)
     _remove_confused(core, context, now)
     if context.update is not None and peer_tag != before:
         update.announce(core, context, now, now)

@@ -104,10 +104,10 @@ def adopt_peer(
     context: Context,
     peer_tag: Tag,
     options: tuple[Option, ...],
-    data: NameData | None,
+    evidence: Evidence,
 ) -> None:
     """Take in what an I2, I2bis or R2 says of its sender. Raises PeerViolation."""
-    adopt_locators(core, context, options, data)
+    adopt_locators(core, context, options, evidence)
     if peer_tag != context.peer_tag:
         context.peer_updated = False
     core.contexts.bind_peer_tag(context, peer_tag)
@@ -117,6 +117,7 @@ def adopt_peer(
     adopt_demux(core, context, options)
     name = find(options, SenderName)
     claimed = name.name if name is not None else None
+    data = evidence.data
     if data is not None and data.name == claimed:
         claimed = data.name  # the resolver's own copy serves all contexts with that peer
     context.peer_name = claimed
@@ -142,7 +143,7 @@ def adopt_demux(core: Core, context: Context, options: tuple[Option, ...]) -> No
 
 
 def adopt_locators(
-    core: Core, context: Context, options: tuple[Option, ...], data: NameData | None
+    core: Core, context: Context, options: tuple[Option, ...], evidence: Evidence
 ) -> None:
     """Take in a locator list, preferences and keepalive timeout, whichever are there (§10.4).
 
@@ -151,14 +152,13 @@ def adopt_locators(
     listed = find(options, LocatorList)
     preferences = find(options, LocatorPreferences)
     ulid = context.outbound_key[16:]
-    parameters = peer_parameters(options, ulid, context.peer_parameters)
-    check_locators(options, ulid, parameters, context.peer_generation, len(_listed(context)))
-    sent = find(options, CgaParameters)
+    check_locators(options, ulid, evidence, context.peer_generation, len(_listed(context)))
+    sent, parameters = find(options, CgaParameters), evidence.parameters
     if sent is not None:
-        bound = parameters is not None and hba.prefixes(parameters)
+        bound = evidence.signed or (parameters is not None and hba.prefixes(parameters))
         context.peer_parameters = sent.octets if bound else b""
     if listed is not None:
-        _take_list(context, listed, Evidence(data, parameters))
+        _take_list(context, listed, evidence)
     if preferences is not None:
         by_address: dict[Address, Preference] = {}
         for octets, preference in zip(_listed(context), preferences.preferences, strict=True):
@@ -194,10 +194,10 @@ def adopt_delta(core: Core, context: Context, delta: LocatorDelta) -> None:
     methods = tuple(added[octets][0] if octets in added else METHOD_DNS for octets in places)
     listed = LocatorList(delta.generation, methods[:_LISTED_MAX], tuple(places)[:_LISTED_MAX])
     ulid = context.outbound_key[16:]
-    parameters = peer_parameters((), ulid, context.peer_parameters)
-    check_locators((listed,), ulid, parameters)
+    evidence = Evidence(None, peer_parameters((), ulid, context.peer_parameters))
+    check_locators((listed,), ulid, evidence)
     broken = [locator.address for locator in context.peer_locators if locator.broken]
-    _take_list(context, listed, Evidence(None, parameters))
+    _take_list(context, listed, evidence)
     for locator in context.peer_locators:
         if locator.address in added:
             _prefer(core, locator, added[locator.address][1])
@@ -236,13 +236,13 @@ def peer_parameters(
 def check_locators(
     options: tuple[Option, ...],
     ulid: Address,
-    parameters: cga.CgaParameters | None,
+    evidence: Evidence,
     generation: int = 0,
     count: int = 1,
 ) -> None:
     """Raise PeerViolation when a locator list or preferences cannot be taken in (§10.4).
 
-    A list with a method that has no judge, or that the parameters contradict, is refused as a
+    A list with a method that has no judge, or that the evidence contradicts, is refused as a
     whole (§7.2). ``generation`` and ``count`` are those of the list that the preferences are
     about when no list comes with them.
     """
@@ -253,9 +253,9 @@ def check_locators(
         for place, method in enumerate(listed.methods):
             if method not in JUDGES:
                 raise PeerViolation(Reason.BAD_METHOD, f"verification method {method}", place)
-        wrong = inconsistent(ulid, listed.locators, listed.methods, parameters)
+        wrong = inconsistent(ulid, listed.locators, listed.methods, evidence)
         if wrong is not None:
-            raise PeerViolation(Reason.BAD_METHOD, "not of the HBA set that it names", wrong)
+            raise PeerViolation(Reason.BAD_METHOD, "neither in the HBA set nor signed for", wrong)
     if preferences is not None:
         if preferences.generation != generation:
             raise PeerViolation(Reason.GENERATION_MISMATCH, "preferences of another generation")
@@ -329,7 +329,7 @@ def _merged(context: Context, listed: LocatorList, evidence: Evidence) -> tuple[
         known = context.peer_locator(octets)
         if known is None:
             known = PeerLocator(octets, proof if _is_unicast(octets) else Proof.NONE)
-        elif not known.proved or proof is Proof.HBA:
+        elif not known.proved or proof in (Proof.HBA, Proof.CGA):
             known.proof = proof if _is_unicast(octets) else Proof.NONE
         known.listed, known.broken = True, False
         merged[octets] = known

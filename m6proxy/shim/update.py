@@ -13,6 +13,7 @@ from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof, What
 from m6proxy.shim.features import Feature
 from m6proxy.shim.peerset import adopt_delta, adopt_demux, adopt_locators, offer
+from m6proxy.shim.signed import evidence_of
 from m6proxy.shim.timers import (
     MAX_UPDATE_TIMEOUT_S,
     PENDING_PROOF_S,
@@ -68,10 +69,11 @@ def handle_request(
     held = context.held_ack
     if held is not None and held.request_nonce == message.request_nonce:
         return
+    evidence = evidence_of(core, context, message.options, None, route.peer, now)
     delta = find(message.options, LocatorDelta)
     if delta is not None and find(message.options, LocatorList) is None:
         adopt_delta(core, context, delta)
-    adopt_locators(core, context, message.options, None)
+    adopt_locators(core, context, message.options, evidence)
     adopt_demux(core, context, message.options)
     context.peer_updated = True
     context.held_ack = None

@@ -50,7 +50,7 @@ def test_methods_have_their_judges() -> None:
         Proof.NONE,
         Proof.NONE,
     )
-    assert set(JUDGES) == {1, 201}
+    assert set(JUDGES) == {1, 2, 201}
     with pytest.raises(ValueError, match="zip"):
         prove_listed(A1, locators, (201,), Evidence(BY_PREFIX))
 
@@ -91,11 +91,11 @@ def test_a_set_of_hashes_proves_its_own(locator: bytes, evidence: Evidence, proo
 
 
 def test_a_method_that_the_parameters_contradict_has_its_place() -> None:
-    given = (FIRST, SECOND, VICTIM)
-    assert inconsistent(FIRST, given, (1, 1, 201), PARAMETERS) is None
-    assert inconsistent(FIRST, given, (1, 1, 1), PARAMETERS) == 2
-    assert inconsistent(FIRST, given, (201, 1, 201), None) == 1
-    assert inconsistent(OTHER_FIRST, given, (201, 1, 201), PARAMETERS) == 1
+    given, evidence = (FIRST, SECOND, VICTIM), Evidence(None, PARAMETERS)
+    assert inconsistent(FIRST, given, (1, 1, 201), evidence) is None
+    assert inconsistent(FIRST, given, (1, 1, 1), evidence) == 2
+    assert inconsistent(FIRST, given, (201, 1, 201), Evidence()) == 1
+    assert inconsistent(OTHER_FIRST, given, (201, 1, 201), evidence) == 1
 
 
 def test_parameters_belong_to_the_addresses_made_with_them() -> None:

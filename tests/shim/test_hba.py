@@ -154,7 +154,7 @@ def test_octets_by_hand_are_proved() -> None:
     assert found is not None
     ulid, other = found.locators
     parameters = peer_parameters(message.options, ulid)
-    check_locators(message.options, ulid, parameters)
+    check_locators(message.options, ulid, Evidence(None, parameters))
     assert prove_ulid(ulid, other, Evidence(None, parameters))
 
 

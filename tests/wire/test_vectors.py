@@ -64,6 +64,9 @@ B1, B2 = address("2001:db8:b1::20"), address("2001:db8:b2::20")
 
 HBA = hba_set([address(f"2001:db8:a{n}:1::")[:8] for n in (1, 2)])
 
+CGA = MESSAGES["i2 with cga"]
+"""Its address, key and signature are only carried: their octets are taken from their places."""
+
 PROBED = ProbeRecord(A2, B1, 0x11223344)
 
 MESSAGE_VALUES: dict[str, Message] = {
@@ -90,6 +93,17 @@ MESSAGE_VALUES: dict[str, Message] = {
             ResponderValidator(bytes.fromhex("f1f2f3f4")),
             LocatorList(5, (METHOD_HBA, METHOD_HBA), (HBA[0][0], HBA[1][0])),
             CgaParameters(HBA[0][1].encode()),
+        ),
+    ),
+    "i2 with cga": I2(
+        0x123456789ABC,
+        0xDEADBEEF,
+        0xCAFEF00D,
+        (
+            ResponderValidator(bytes.fromhex("f1f2f3f4")),
+            LocatorList(5, (METHOD_CGA, METHOD_CGA), (CGA[48:64], CGA[64:80])),
+            CgaParameters(CGA[84 : 84 + 187]),
+            CgaSignature(CGA[276 : 276 + 128]),
         ),
     ),
     "r2": R2(
