@@ -59,6 +59,11 @@ def test_control_plane(tmp_path: Path) -> None:
     assert medians["idle context, Python's objects"] < medians["idle context, resident memory"]
 
 
+def test_scale(tmp_path: Path) -> None:
+    medians = _medians(_run("scale", tmp_path / "found.json"))
+    assert medians["failed uplink, last one moved"] >= 1500 / 5000 - 0.01
+
+
 @pytest.mark.netns
 def test_nfqueue(tmp_path: Path) -> None:
     """The ratios are those of the rates beside them; how high they are is no test's business."""

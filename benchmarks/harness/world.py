@@ -109,10 +109,15 @@ class World:
         for packet in self._take(letter):
             self._carry(packet)
 
+    def reaches(self, packet: bytes) -> str | None:
+        """Which site a packet arrives at, or None."""
+        into = _SITES.get(packet[24:30])
+        return None if self.cut & {packet[8:14], packet[24:30]} else into
+
     def _carry(self, packet: bytes) -> None:
         self.packets += 1
-        into = _SITES.get(packet[24:30])
-        if into is not None and not self.cut & {packet[8:14], packet[24:30]}:
+        into = self.reaches(packet)
+        if into is not None:
             heapq.heappush(self._queue, (self.now + LATENCY_S, self.packets, into, packet))
 
     def _take(self, letter: str) -> list[bytes]:

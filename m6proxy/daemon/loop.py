@@ -160,8 +160,8 @@ class Loop:
                 self._dataplane.send(packet)
             case Wake():
                 self._set_alarm()
-            case Report(what, pair, detail):
-                self._journal.note(what.value, detail, pair)
+            case Report(what, pair, said):
+                self._journal.note(what.value, str(said), pair)
             case LearnNames(payload):
                 for name, octets in self._book.learn(payload, self._clock()):
                     self._journal.note("name learned", f"{name} is {address_text(octets)}")

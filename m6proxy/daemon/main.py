@@ -18,6 +18,7 @@ import structlog
 
 from m6proxy.daemon import clock
 from m6proxy.daemon.checks import require_system
+from m6proxy.daemon.collector import set_up_collector
 from m6proxy.daemon.config import Config
 from m6proxy.daemon.control import ControlServer, claim_socket
 from m6proxy.daemon.entropy import SystemEntropy
@@ -117,6 +118,7 @@ class Daemon:
 
     async def start(self) -> None:
         """Start everything. Raises SetupError; then ``stop`` takes back what was done."""
+        set_up_collector()
         self._loop.start()
         await self._control.start()
         self._ruled = True

@@ -299,16 +299,13 @@ class Context:
 
     def next_deadline_s(self, idle_s: float) -> float:
         """The earliest of all deadlines, or NEVER."""
-        due = [
-            deadline
-            for deadline in (
-                self.send_due_s,
-                self.keepalive_next_s if self.keepalive_due_s else NEVER,
-                self.keepalive_due_s,
-                self.holddown_due_s,
-            )
-            if deadline
-        ]
+        due = [self.last_traffic_s + idle_s] if self.state in CARRIES else []
+        if self.send_due_s:
+            due.append(self.send_due_s)
+        if self.keepalive_due_s:
+            due.append(min(self.keepalive_due_s, self.keepalive_next_s or self.keepalive_due_s))
+        if self.holddown_due_s:
+            due.append(self.holddown_due_s)
         if self.handshake is not None and self.handshake.timeout_due_s:
             due.append(self.handshake.timeout_due_s)
         if self.update is not None and self.update.timeout_due_s:
@@ -325,6 +322,4 @@ class Context:
             due.append(self.held.until_s)
         if self.exploration is not None:
             due.append(self.exploration.due_s or self.exploration.ended_s + RELEASE_EXPLORATION_S)
-        if self.carries:
-            due.append(self.last_traffic_s + idle_s)
-        return min(due, default=NEVER)
+        return min(due) if due else NEVER

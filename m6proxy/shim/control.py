@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final, TypeAlias
 
 from m6proxy.errors import MalformedMessage, PeerViolation
-from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, is_multicast
+from m6proxy.names import UNSPECIFIED, LocatorPair, Tag
 from m6proxy.reasons import Reason
 from m6proxy.shim import activity, close, detect, establish, reap, update
 from m6proxy.shim.context import Context
@@ -55,6 +55,7 @@ from m6proxy.wire.options import (
 Tagged: TypeAlias = UpdateRequest | UpdateAck | Keepalive | Probe
 """Messages that name their context by our tag."""
 
+_TAGGED: Final = frozenset({UpdateRequest, UpdateAck, Keepalive, Probe})
 _INPUT_OF: Final[dict[type[Message], Input]] = {
     UpdateRequest: Input.UPDATE_REQUEST,
     UpdateAck: Input.UPDATE_ACK,
@@ -94,7 +95,10 @@ def handle_control(
     try:
         _check_addresses(route)
         message = parse_message(packet[offset:])
-        _dispatch(core, pending, message, packet, route, now)
+        if type(message) in _TAGGED:
+            _handle_tagged(core, message, route, now)  # type: ignore[arg-type]
+        else:
+            _dispatch(core, pending, message, packet, route, now)
     except MalformedMessage as malformed:
         _send_error(core, malformed.reason, offset + malformed.pointer, packet, route, now)
         return core.drop(malformed.reason)
@@ -107,16 +111,16 @@ def handle_control(
 
 def belongs(context: Context, route: LocatorPair) -> bool:
     """Tell whether both addresses of a packet are in the context's sets (§12.4)."""
-    return (
-        context.local_set.uplink_of(route.local) is not None
-        or route.local == context.outbound_key[:16]
-    ) and context.peer_locator(route.peer) is not None
+    local, peer = route
+    if local not in context.local_set.locators and local != context.outbound_key[:16]:
+        return False
+    return context.peer_locator(peer) is not None
 
 
 def _check_addresses(route: LocatorPair) -> None:
-    for octets in route:
-        if octets == UNSPECIFIED or is_multicast(octets):
-            raise PeerViolation(Reason.BAD_ADDRESS, "a multicast or unspecified address")
+    local, peer = route
+    if local[0] == 0xFF or peer[0] == 0xFF or UNSPECIFIED in route:
+        raise PeerViolation(Reason.BAD_ADDRESS, "a multicast or unspecified address")
 
 
 def _dispatch(
@@ -142,8 +146,6 @@ def _dispatch(
             detect.handle_request(core, message, route, now)
         case CapabilityReply():
             detect.handle_reply(core, message, route, now)
-        case UpdateRequest() | UpdateAck() | Keepalive() | Probe():
-            _handle_tagged(core, message, route, now)
         case Close() | CloseAck():
             _handle_closing(core, message, route, now)
         case ErrorMessage():

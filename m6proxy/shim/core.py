@@ -16,7 +16,7 @@ from m6proxy.reasons import Reason
 from m6proxy.shim.closed import ClosedTags
 from m6proxy.shim.context import Context
 from m6proxy.shim.demux import DemuxMode
-from m6proxy.shim.effects import Effect, Report, SendPacket, Wake, What
+from m6proxy.shim.effects import Detail, Effect, Report, SendPacket, Wake, What
 from m6proxy.shim.entropy import Entropy
 from m6proxy.shim.firstpackets import FirstPackets
 from m6proxy.shim.history import UplinkHistory
@@ -88,6 +88,7 @@ class Core:
     """The shared state of an engine. ``effects`` are carried out by the loop, in order."""
 
     __slots__ = (
+        "_wakes",
         "accounts",
         "closed",
         "closing",
@@ -143,6 +144,8 @@ class Core:
         self.history = UplinkHistory(fades=settings.failback is not FailbackMode.NEVER)
         self.effects: list[Effect] = []
         """The same list for ever, so that the loop can look at it after every packet."""
+        self._wakes = False
+        """Whether a Wake is among them."""
         self.timers = TimerHeap(self.wake)
         self.drops: dict[Reason, int] = {}
         self.rewritten = 0
@@ -150,15 +153,23 @@ class Core:
 
     def wake(self) -> None:
         """The next deadline is earlier than it was: the loop must know."""
-        if _WAKE not in self.effects:
+        if not self._wakes:
+            self._wakes = True
             self.effects.append(_WAKE)
+
+    def take_effects(self) -> list[Effect]:
+        """Hand over all effects, in order, and forget them."""
+        effects = self.effects.copy()
+        self.effects.clear()
+        self._wakes = False
+        return effects
 
     def drop(self, reason: Reason) -> Reason:
         """Count one packet that dies here; returns the reason as its verdict."""
         self.drops[reason] = self.drops.get(reason, 0) + 1
         return reason
 
-    def report(self, what: What, pair: UlidPair, detail: str = "") -> None:
+    def report(self, what: What, pair: UlidPair, detail: Detail = "") -> None:
         """Leave an event for people."""
         self.effects.append(Report(what, pair, detail))
 

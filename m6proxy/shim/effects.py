@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from m6proxy.names import Address, LocatorPair, Tag, UlidPair
 from m6proxy.shim.demux import DemuxMode
@@ -120,13 +120,31 @@ class What(Enum):
     STATE = "state"
 
 
+class Searched(NamedTuple):
+    """What a search sent: the sender's state and the pair."""
+
+    state: str
+    route: LocatorPair
+
+    def __str__(self) -> str:
+        return f"{self.state} {self.route}"
+
+
+Detail: TypeAlias = str | LocatorPair | Searched
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """Something happened that people want to see; never needed for the protocol."""
 
     what: What
     pair: UlidPair
-    detail: str
+    said: Detail
+
+    @property
+    def detail(self) -> str:
+        """The words for people; they are made only where they are read."""
+        return str(self.said)
 
 
 Effect: TypeAlias = (

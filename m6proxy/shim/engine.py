@@ -148,13 +148,15 @@ class Engine:
     def next_deadline(self) -> float | None:
         """When ``handle_timer`` must be called at the latest, or None."""
         core = self._core
-        deadlines_s = (
-            core.timers.next_deadline(),
+        due_s = core.timers.next_deadline()
+        for other_s in (
             core.inquiries.next_deadline_s(),
             core.first_packets.next_deadline_s(),
             self._sweep.next_deadline_s(core.pace.free_s),
-        )
-        return min((due_s for due_s in deadlines_s if due_s is not None), default=None)
+        ):
+            if other_s is not None and (due_s is None or other_s < due_s):
+                due_s = other_s
+        return due_s
 
     def handle_timer(self, now: float) -> None:
         """Expire everything that is due, each context once."""
@@ -208,9 +210,7 @@ class Engine:
 
     def take_effects(self) -> list[Effect]:
         """Hand over what is to be done, in order, and forget it."""
-        effects = self._core.effects.copy()
-        self._core.effects.clear()
-        return effects
+        return self._core.take_effects()
 
     @property
     def outbox(self) -> Sequence[Effect]:

@@ -10,7 +10,6 @@ at each end three, and nobody is moved to a backup uplink that is not needed.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Final
@@ -49,14 +48,16 @@ class Exploration:
         """The same, once the pace of all searches has a slot for it."""
         self.probes = 0
         """How many were sent; decides how long to wait."""
-        self.sent: deque[ProbeRecord] = deque(maxlen=REMEMBERED_PROBES)
-        self.received: deque[ProbeRecord] = deque(maxlen=RECORDS_MAX)
+        self.sent: tuple[ProbeRecord, ...] = ()
+        """The latest first."""
+        self.received: tuple[ProbeRecord, ...] = ()
+        """The latest last."""
 
     def restart(self, pairs: Sequence[LocatorPair], now: float) -> None:
         """Search anew, at the initial rate. What was sent stays known; §5.2 of RFC 5534 wants
         only those probes reported that came since the last transition to Exploring."""
         self._pairs = tuple(pairs)
-        self.received.clear()
+        self.received = ()
         self.probes = 0
         self.started_s = now
         self.ended_s = NEVER
@@ -81,6 +82,15 @@ class Exploration:
         """
         self._pairs = (pair, *(other for other in self._pairs if other != pair))
 
+    def note_sent(self, record: ProbeRecord) -> None:
+        """Remember a probe of ours; tuples, for 100,000 searches at once hold few probes each."""
+        self.sent = (record, *self.sent[: REMEMBERED_PROBES - 1])
+
+    def note_received(self, record: ProbeRecord) -> None:
+        """Remember a probe of the peer, to be reported."""
+        if record not in self.received:
+            self.received = (*self.received[1 - RECORDS_MAX :], record)
+
     def wait_s(self) -> float:
         """The nominal wait after the probe just sent: 0.5 s four times, then doubling to 60 s."""
         spent = max(0, self.probes - INITIAL_PROBES)
@@ -91,17 +101,15 @@ class Exploration:
         self.due_s = NEVER
         self.ended_s = now
 
-    def confirmed(self, reports: Iterable[ProbeRecord]) -> tuple[LocatorPair, ...]:
+    def confirmed(self, reports: Sequence[ProbeRecord]) -> tuple[LocatorPair, ...]:
         """Which of our probes the peer reports to have received, as pairs, newest last.
 
         A report counts only when addresses and nonce are those of a probe that we sent.
         """
-        mine = {(record.src, record.dst, record.nonce) for record in self.sent}
-        return tuple(
-            LocatorPair(report.src, report.dst)
-            for report in reports
-            if (report.src, report.dst, report.nonce) in mine
-        )
+        if not reports:
+            return ()
+        mine = {record[:3] for record in self.sent}
+        return tuple(LocatorPair(*report[:2]) for report in reports if report[:3] in mine)
 
 
 def candidates(

@@ -46,4 +46,6 @@ class FirstPackets:
 
     def next_deadline_s(self) -> float | None:
         """When the oldest one is due, or None."""
-        return next((due_s for _, due_s in self._by_pair.values()), None)
+        if not self._by_pair:
+            return None
+        return next((due_s for _, due_s in self._by_pair.values()))

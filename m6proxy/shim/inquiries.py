@@ -66,7 +66,9 @@ class Inquiries:
 
     def next_deadline_s(self) -> float | None:
         """The earliest deadline, or None."""
-        return min((inquiry.due_s for inquiry in self._by_peer.values()), default=None)
+        if not self._by_peer:
+            return None
+        return min(inquiry.due_s for inquiry in self._by_peer.values())
 
     def due(self, now: float) -> list[Inquiry]:
         """Those whose deadline has come."""

@@ -85,7 +85,7 @@ def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> No
     context.rehomings += 1
     core.contexts.expect_label(context)
     refresh_path(core, context)
-    core.report(What.REHOMED, context.pair, str(pair))
+    core.report(What.REHOMED, context.pair, pair)
 
 
 def refresh_path(core: Core, context: Context) -> None:

@@ -40,7 +40,7 @@ class Uplink:
 class LocalSet:
     """Ls(local) of one host: its address under each uplink's prefix. Shared by its contexts."""
 
-    __slots__ = ("__weakref__", "broken", "generation", "locators", "ranks", "uplinks")
+    __slots__ = ("__weakref__", "_since", "broken", "generation", "locators", "ranks", "uplinks")
 
     def __init__(self, ulid: Address, uplinks: Iterable[Uplink], generation: int) -> None:
         self.uplinks = tuple(sorted(uplinks, key=lambda u: (u.preference, u.name)))
@@ -50,6 +50,8 @@ class LocalSet:
         """For each locator, how many of them the operator likes better."""
         self.broken = tuple(not uplink.up for uplink in self.uplinks)
         self.generation = generation
+        self._since: tuple[int, LocatorDelta] | None = None
+        """The last difference that was asked for, and from which generation."""
 
     def uplink_of(self, locator: Address) -> Uplink | None:
         """The uplink that a locator of this set belongs to."""
@@ -90,9 +92,11 @@ class LocalSet:
         )
 
     def since(self, base: LocalSet) -> LocatorDelta:
-        """How this set differs from an earlier one."""
+        """How this set differs from an earlier one; all contexts of the host ask the same."""
+        if self._since is not None and self._since[0] == base.generation:
+            return self._since[1]
         before, after = base.elements(), self.elements()
-        return LocatorDelta(
+        delta = LocatorDelta(
             base.generation,
             self.generation,
             tuple(
@@ -102,6 +106,8 @@ class LocalSet:
             ),
             tuple(octets for octets in before if octets not in after),
         )
+        self._since = base.generation, delta
+        return delta
 
     def elements(self) -> dict[Address, tuple[int, Preference]]:
         """What is told of each locator: its method and preference."""

@@ -15,6 +15,7 @@ decision 18).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from m6proxy.errors import PeerViolation
@@ -24,7 +25,7 @@ from m6proxy.shim import failback
 from m6proxy.shim.context import NO_LOCATORS, Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.demux import DemuxMode
-from m6proxy.shim.effects import AskProof, What
+from m6proxy.shim.effects import AskProof, Searched, What
 from m6proxy.shim.exploration import RECORDS_MAX, Exploration, best, candidates
 from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.lifecycle import refresh_path, use_route
@@ -70,9 +71,8 @@ def payload_in(core: Core, context: Context, packet: bytes, now: float) -> None:
     """
     sent_s = context.held.acknowledge(packet) if context.held is not None else NEVER
     if context.reap_state is ReapState.OPERATIONAL:
-        _stop_send(context, now)
-        if context.keepalive_due_s == NEVER:
-            _start_keepalive(core, context, now)
+        _stop_send(core, context, now)
+        _start_keepalive(core, context, now)
     elif sent_s and context.exploration is not None and sent_s > context.exploration.started_s:
         handle(core, context, ReapEvent.PROGRESS, now)
         context.exploration.end(now)
@@ -110,7 +110,7 @@ def handle(core: Core, context: Context, event: ReapEvent, now: float) -> None:
     if after is not before:
         _on_change(core, context, before, after, event, now)
     for action in actions:
-        _act(core, context, action, now)
+        _ACTS[action](core, context, now)
 
 
 def handle_keepalive(core: Core, context: Context, now: float) -> None:
@@ -193,7 +193,17 @@ def leave_broken(core: Core, context: Context, source: Address, now: float) -> N
     pair = next((pair for pair in _pairs(core, context, now) if pair.peer in allowed), None)
     if pair is not None:
         _move(core, context, pair, now)
-    suspect(core, context, now)
+    if not _probed_unbroken(context):
+        suspect(core, context, now)
+
+
+def _probed_unbroken(context: Context) -> bool:
+    """Whether a search is going on whose last probe waits for its answer, on a pair not broken."""
+    exploration = context.exploration
+    if exploration is None or not exploration.due_s or not exploration.probes:
+        return False
+    locator = context.peer_locator(exploration.sent[0].dst)
+    return locator is not None and not locator.broken
 
 
 def expire(core: Core, context: Context, now: float) -> None:
@@ -256,7 +266,7 @@ def _on_change(
     now: float,
 ) -> None:
     if after is ReapState.OPERATIONAL:
-        core.report(What.OPERATIONAL, context.pair, str(context.locators))
+        core.report(What.OPERATIONAL, context.pair, context.locators)
     elif after is ReapState.EXPLORING:
         context.send_due_s = context.keepalive_due_s = NEVER
         if context.exploration is None or before is ReapState.OPERATIONAL:
@@ -268,26 +278,17 @@ def _on_change(
         core.report(What.PEER_EXPLORES, context.pair, event.value)
 
 
-def _act(core: Core, context: Context, action: Act, now: float) -> None:
-    match action:
-        case Act.START_SEND | Act.RESTART_SEND:
-            if action is Act.RESTART_SEND or context.send_due_s == NEVER:
-                context.send_due_s = now + context.send_timeout_s
-                core.timers.arm(context, context.send_due_s)
-        case Act.STOP_SEND:
-            _stop_send(context, now)
-        case Act.START_KEEPALIVE:
-            if context.keepalive_due_s == NEVER:
-                _start_keepalive(core, context, now)
-        case Act.STOP_KEEPALIVE:
-            context.keepalive_due_s = NEVER
-        case Act.SEND_KEEPALIVE:
-            _send_keepalive(core, context, now)
-        case Act.SEND_PROBE:
-            _send_probe(core, context, now)
+def _start_send(core: Core, context: Context, now: float) -> None:
+    if context.send_due_s == NEVER:
+        _restart_send(core, context, now)
 
 
-def _stop_send(context: Context, now: float) -> None:
+def _restart_send(core: Core, context: Context, now: float) -> None:
+    context.send_due_s = now + context.send_timeout_s
+    core.timers.arm(context, context.send_due_s)
+
+
+def _stop_send(core: Core, context: Context, now: float) -> None:
     """The peer was heard: that acknowledges no segment, but none waits for ever."""
     context.send_due_s = NEVER
     if context.held is None or context.reap_state is not ReapState.OPERATIONAL:
@@ -298,9 +299,15 @@ def _stop_send(context: Context, now: float) -> None:
 
 
 def _start_keepalive(core: Core, context: Context, now: float) -> None:
+    if context.keepalive_due_s != NEVER:
+        return
     context.keepalive_due_s = now + context.keepalive_timeout_s
     context.keepalive_next_s = now + _keepalive_interval_s(core, context)
     core.timers.arm(context, context.keepalive_next_s)
+
+
+def _stop_keepalive(core: Core, context: Context, now: float) -> None:
+    context.keepalive_due_s = NEVER
 
 
 def _keepalive_interval_s(core: Core, context: Context) -> float:
@@ -321,6 +328,8 @@ def _pairs(core: Core, context: Context, now: float) -> tuple[LocatorPair, ...]:
         suspects |= {octets for octets, uplink in places if uplink.name in names}
     peer, current = context.peer_locators, context.locators
     usual = candidates(local_set, peer, current, suspects)
+    if not any(locator.broken for locator in peer):
+        return usual
     # BROKEN may be old news: the Update that takes it back can be lost on the path that died
     every = candidates(local_set, peer, current, suspects, peers_broken=True)
     return (*usual, *(pair for pair in every if pair not in usual))
@@ -350,8 +359,7 @@ def _note_received(
     core: Core, context: Context, record: ProbeRecord, route: LocatorPair, now: float
 ) -> None:
     exploration = context.exploration or _explore(core, context, now)
-    if record not in exploration.received:
-        exploration.received.append(record)
+    exploration.note_received(record)
     locator = context.peer_locator(route.peer)
     if locator is not None and locator.proved:
         exploration.prefer(route)
@@ -406,17 +414,16 @@ def _send_probe(core: Core, context: Context, now: float) -> None:
     if pair is None:
         return
     record = ProbeRecord(pair.local, pair.peer, core.entropy.nonce(), 0)
-    earlier = tuple(exploration.sent)[:-RECORDS_MAX:-1]
-    exploration.sent.append(record)
+    exploration.note_sent(record)
     probe = Probe(
         context.peer_tag,
         ProbeState(context.reap_state.value),
-        (record, *earlier),
-        tuple(exploration.received),
+        exploration.sent[:RECORDS_MAX],
+        exploration.received,
     )
     core.send(probe, pair)
     if not operational:
-        core.report(What.PROBE, context.pair, f"{probe.state.name} {pair}")
+        core.report(What.PROBE, context.pair, Searched(probe.state.name, pair))
 
 
 def _ask_again(core: Core, context: Context, now: float) -> None:
@@ -426,3 +433,14 @@ def _ask_again(core: Core, context: Context, now: float) -> None:
     if now >= context.reproof_due_s:
         context.reproof_due_s = now + REPROOF_S
         core.effects.append(AskProof(context.pair, context.peer_name))
+
+
+_ACTS: Final[dict[Act, Callable[[Core, Context, float], None]]] = {
+    Act.START_SEND: _start_send,
+    Act.RESTART_SEND: _restart_send,
+    Act.STOP_SEND: _stop_send,
+    Act.START_KEEPALIVE: _start_keepalive,
+    Act.STOP_KEEPALIVE: _stop_keepalive,
+    Act.SEND_KEEPALIVE: _send_keepalive,
+    Act.SEND_PROBE: _send_probe,
+}

@@ -30,6 +30,8 @@ from typing import Final
 class State(Enum):
     """The states of RFC 5533 §6.2, and CLOSING. IDLE is a context that does not exist."""
 
+    __hash__ = object.__hash__  # members are single; Enum's own hashes the name, in Python
+
     IDLE = "IDLE"
     I1_SENT = "I1-SENT"
     I2_SENT = "I2-SENT"
@@ -43,6 +45,8 @@ class State(Enum):
 @unique
 class Input(Enum):
     """What can happen to a context."""
+
+    __hash__ = object.__hash__
 
     INITIATE = "policy wants a context"
     I1 = "I1"
@@ -172,6 +176,8 @@ class ReapState(IntEnum):
 class ReapEvent(Enum):
     """The inputs of RFC 5534 §6.1 to §6.9, and what the upper layer says (§4.1)."""
 
+    __hash__ = object.__hash__
+
     PAYLOAD_IN = "payload in"
     PAYLOAD_OUT = "payload out"
     KEEPALIVE_TIMER = "keepalive timer"
@@ -187,6 +193,8 @@ class ReapEvent(Enum):
 @unique
 class Act(Enum):
     """What a cell of the reachability table does; START leaves a running timer alone."""
+
+    __hash__ = object.__hash__
 
     START_SEND = "start send timer"
     RESTART_SEND = "restart send timer"

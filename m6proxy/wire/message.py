@@ -88,6 +88,7 @@ _CAPABILITY_FIXED = struct.Struct("!8xI4x")
 _CLOSE_FIXED = struct.Struct("!6xHII2xHI")
 _PROBE_FIXED = struct.Struct("!6xHIBB2x")
 _RECORD = struct.Struct("!16s16sII")
+_PROBE_STATES = tuple(ProbeState)
 _MIN_OCTETS = 8
 _TAG_HIGH_MASK = 0x7FFF
 
@@ -152,6 +153,12 @@ def encode_message(message: Message) -> bytes:
     """
     specific = 0
     match message:
+        case Probe(tag, state, sent, received, options):
+            number = MessageType.PROBE
+            fixed = _PROBE_FIXED.pack(
+                tag >> 32, tag & _MAX_U32, len(received) << 4 | len(sent), state << 6
+            )
+            body = b"".join((fixed, *[_RECORD.pack(*record) for record in sent + received]))
         case I1(tag, nonce, options):
             number, body = MessageType.I1, _tag_nonce(tag, nonce)
         case R2(tag, nonce, options):
@@ -172,13 +179,6 @@ def encode_message(message: Message) -> bytes:
             number, body = MessageType.CLOSE_ACK, _two_tags(tag, nonce, sender_tag)
         case Keepalive(tag, options):
             number, body = MessageType.KEEPALIVE, _tag_nonce(tag, 0)
-        case Probe(tag, state, sent, received, options):
-            number = MessageType.PROBE
-            fixed = _PROBE_FIXED.pack(
-                tag >> 32, tag & _MAX_U32, len(received) << 4 | len(sent), state << 6
-            )
-            records = [_RECORD.pack(r.src, r.dst, r.nonce, r.data) for r in sent + received]
-            body = b"".join((fixed, *records))
         case R1(initiator_nonce, responder_nonce, options):
             number, body = MessageType.R1, _R1_FIXED.pack(initiator_nonce, responder_nonce)
         case I2(tag, initiator_nonce, responder_nonce, options):
@@ -200,7 +200,7 @@ def encode_message(message: Message) -> bytes:
             return _seal(MessageType.ERROR, specific, head + packet + fill)
         case UnknownMessage(number, rest, specific):
             return _seal(number, specific, bytes(6) + rest)
-    return _seal(number, 0, body + encode_options(options))
+    return _seal(number, 0, body + encode_options(options) if options else body)
 
 
 def _seal(number: int, specific: int, body: bytes) -> bytes:
@@ -317,15 +317,13 @@ def _parse_probe(octets: bytes) -> Probe:
     records_end = sent_end + _RECORD.size * received_count
     if records_end > len(octets):
         raise MalformedMessage(Reason.BAD_LENGTH, "probe records run past the message", 12)
-    records = [
-        ProbeRecord(*fields)
-        for fields in _RECORD.iter_unpack(octets[_PROBE_FIXED.size : records_end])
-    ]
+    fields = _RECORD.iter_unpack(octets[_PROBE_FIXED.size : records_end])
+    records = tuple(map(ProbeRecord._make, fields))
     return Probe(
         _tag(high, low),
-        ProbeState(state),
-        tuple(records[:sent_count]),
-        tuple(records[sent_count:]),
+        _PROBE_STATES[state],
+        records[:sent_count],
+        records[sent_count:],
         _options(octets, records_end, _ON_OTHERS),
     )
 

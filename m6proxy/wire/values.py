@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from m6proxy.names import ADDRESS_OCTETS, TAG_MASK, Address, Tag
 from m6proxy.wire.ipv6 import HEADER_OCTETS, MIN_MTU
@@ -234,21 +234,30 @@ class Keepalive:
         _check_fields(self.receiver_tag)
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeRecord:
-    """RFC 5534 §5.2: one probe that was sent or received; 40 octets."""
-
+class _RecordFields(NamedTuple):
     src: Address
     dst: Address
     nonce: int
     """32 bits."""
-    data: int = 0
+    data: int
     """32 bits without a meaning, copied back."""
 
-    def __post_init__(self) -> None:
-        if len(self.src) != ADDRESS_OCTETS or len(self.dst) != ADDRESS_OCTETS:
+
+class ProbeRecord(_RecordFields):
+    """RFC 5534 §5.2: one probe that was sent or received; 40 octets.
+
+    A tuple, because a search makes and compares many of them; ``_make`` is for fields that
+    were just parsed and cannot be wrong.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, src: Address, dst: Address, nonce: int, data: int = 0) -> ProbeRecord:
+        """Raises ValueError when a field has not its size."""
+        if len(src) != ADDRESS_OCTETS or len(dst) != ADDRESS_OCTETS:
             raise ValueError("an address is 16 octets")
-        _check_fields(0, self.nonce, self.data)
+        _check_fields(0, nonce, data)
+        return super().__new__(cls, src, dst, nonce, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +277,8 @@ class Probe:
     options: tuple[Option, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_fields(self.receiver_tag)
+        if not 0 <= self.receiver_tag <= TAG_MASK:
+            raise ValueError(f"tag {self.receiver_tag} does not fit 47 bits")
         if not 1 <= len(self.sent) <= MAX_PROBE_RECORDS or len(self.received) > MAX_PROBE_RECORDS:
             raise ValueError("a probe has 1 to 15 sent and 0 to 15 received records")
 

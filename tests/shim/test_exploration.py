@@ -131,11 +131,11 @@ def test_four_quick_probes_then_doubling_to_a_minute() -> None:
 def test_only_reports_of_our_own_probes_count() -> None:
     search = Exploration((AA, AB), 1.0)
     mine = ProbeRecord(A1, B1, 7)
-    search.sent.append(mine)
+    search.note_sent(mine)
     assert search.confirmed((mine,)) == (AA,)
     assert search.confirmed((ProbeRecord(A1, B1, 8),)) == ()
     assert search.confirmed((ProbeRecord(A1, B1_ISP2, 7),)) == ()
     assert search.confirmed((ProbeRecord(A1, B1, 7, data=9),)) == (AA,)
     for nonce in range(100, 100 + REMEMBERED_PROBES):
-        search.sent.append(ProbeRecord(A1, B1, nonce))
+        search.note_sent(ProbeRecord(A1, B1, nonce))
     assert search.confirmed((mine,)) == ()

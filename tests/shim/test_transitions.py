@@ -419,7 +419,7 @@ def test_every_event_of_reachability(
     earlier_send_s, earlier_keepalive_s = context.send_due_s, context.keepalive_due_s
     if event in PROBES:
         exploration = context.exploration
-        heard = tuple(exploration.sent)[-1:] if exploration is not None else ()
+        heard = exploration.sent[:1] if exploration is not None else ()
         probe = Probe(context.local_tag, PROBES[event], (ProbeRecord(B1, A1, 3),), heard)
         send(pair, probe)
     elif event is ReapEvent.KEEPALIVE_IN:
