@@ -358,6 +358,21 @@ def test_records_of_probes_come_back_unchanged() -> None:
     assert all(message.state is ProbeState.INBOUND_OK for message in probes)
 
 
+def test_a_probe_that_was_reported_goes_along_no_more() -> None:
+    """RFC 5534 §6.1: the recent ones that the peer has not reported."""
+    pair = established()
+    for number in range(2):
+        probe(pair, ProbeState.EXPLORING, ProbeRecord(B1, A1, 50 + number))
+    (first, *_) = (message.sent[0] for _, _, message in find_messages(pair.alpha.sent, Probe))
+    reporting = Probe(
+        pair.alpha.context.local_tag, ProbeState.EXPLORING, (ProbeRecord(B1, A1, 60),), (first,)
+    )
+    pair.inject(pair.alpha, control(B1, A1, reporting))
+    last = find_messages(pair.alpha.sent, Probe)[-1][2]
+    assert first not in last.sent
+    assert len(last.sent) == 2
+
+
 def test_only_a_reported_probe_moves_a_context_and_tests_a_locator() -> None:
     """RFC 5534 §6.8, RFC 5533 §7.2: an InboundOk without reports leaves the pair alone."""
     pair = established()

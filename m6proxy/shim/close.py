@@ -34,11 +34,8 @@ _ALL_WITHIN_S: Final = 1.0
 
 
 def end_idle(core: Core, context: Context, now: float) -> None:
-    """RFC 5533 §9: no traffic for long; tell the peer if it understands, and forget.
-
-    Of a fork the peer is not told: it may keep it for its pair, and R1bis brings it back.
-    """
-    if _can_close(context) and not context.fii:
+    """RFC 5533 §9: no traffic for long; tell the peer if it understands, and forget."""
+    if _can_close(context):
         _begin(core, context, Input.IDLE_TIMEOUT, now, now)
         expire(core, context, now)
     else:

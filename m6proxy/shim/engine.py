@@ -177,9 +177,9 @@ class Engine:
                 if context.state is not State.IDLE:
                     core.rearm(context)
                 continue
-            if context.fii:
-                forks.keep_with_pair(core, context)
-            if now >= context.last_traffic_s + core.settings.idle_s:
+            if now >= context.last_traffic_s + core.settings.idle_s and not forks.is_used(
+                core, context, now
+            ):
                 close.end_idle(core, context, now)
                 continue
             reap.expire(core, context, now)
@@ -315,10 +315,7 @@ class Engine:
 
     def _sorted(self, packet: bytes, now: float) -> Context | None:
         main = self._by_forked.get(packet[8:40])
-        if main is None:
-            return None
-        main.last_traffic_s = now
-        return forks.sort(main, packet)
+        return forks.sort(main, packet) if main is not None else None
 
     def _outbound_miss(self, packet: bytes, now: float) -> Verdict:
         if len(packet) < HEADER_OCTETS:

@@ -10,7 +10,7 @@ at each end three, and nobody is moved to a backup uplink that is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from operator import itemgetter
 from typing import Final
 
@@ -28,6 +28,8 @@ from m6proxy.wire.message import ProbeRecord
 RECORDS_MAX: Final = 4
 """How many records of each kind a Probe carries; 8 records are 320 octets."""
 REMEMBERED_PROBES: Final = 32
+NO_NONCES: Final[Set[int]] = frozenset()
+"""Shared: most searches end with their first report."""
 _LIKING = itemgetter(0)
 _PLACE = itemgetter(0, 1, 2)
 
@@ -35,10 +37,22 @@ _PLACE = itemgetter(0, 1, 2)
 class Exploration:
     """The probes of one search, sent and received, and what comes next."""
 
-    __slots__ = ("_pairs", "due_s", "ended_s", "probes", "received", "sent", "slot_s", "started_s")
+    __slots__ = (
+        "_pairs",
+        "_reported",
+        "due_s",
+        "ended_s",
+        "probes",
+        "received",
+        "sent",
+        "slot_s",
+        "started_s",
+    )
 
     def __init__(self, pairs: Sequence[LocatorPair], now: float) -> None:
         self._pairs = tuple(pairs)
+        self._reported = NO_NONCES
+        """The nonces of those of our probes that the peer reported."""
         self.started_s = now
         self.ended_s = NEVER
         """When the context became operational again."""
@@ -109,7 +123,18 @@ class Exploration:
         if not reports:
             return ()
         mine = {record[:3] for record in self.sent}
-        return tuple(LocatorPair(*report[:2]) for report in reports if report[:3] in mine)
+        known = [report for report in reports if report[:3] in mine]
+        if known:
+            kept = {record.nonce for record in self.sent}
+            self._reported = kept & (self._reported | {report.nonce for report in known})
+        return tuple(LocatorPair(*report[:2]) for report in known)
+
+    def unreported(self) -> tuple[ProbeRecord, ...]:
+        """What goes along with the next probe (RFC 5534 §6.1): the newest of our probes that
+        the peer did not report, as far as they fit, newest first.
+        """
+        open_ = [record for record in self.sent if record.nonce not in self._reported]
+        return tuple(open_[: RECORDS_MAX - 1])
 
 
 def candidates(

@@ -7,7 +7,8 @@ fork has its own tags, reachability and route, and may be re-homed by itself. Th
 are sorted by the rules, only those of pairs that have forks; what comes in is found by its tag,
 which a fork's packets carry on the ULIDs as well: taken for the pair's they would hide that its
 path is dead.
-Until a fork is there, and when it fails, its traffic goes by the pair's context.
+Until a fork is there, and when it fails, its traffic goes by the pair's context. A pair and
+its forks end together. docs/decisions/0019-forks.md says why it is so.
 """
 
 from __future__ import annotations
@@ -54,8 +55,12 @@ def new_fii(core: Core, main: Context) -> int:
             return fii
 
 
-def keep_with_pair(core: Core, context: Context) -> None:
-    """A fork of ours is idle only when its pair is: it was asked for with the pair."""
-    main = core.contexts.by_pair(context.outbound_key)
-    if main is not None and any(fork is context for _, fork in main.forks):
-        context.last_traffic_s = max(context.last_traffic_s, main.last_traffic_s)
+def is_used(core: Core, context: Context, now: float) -> bool:
+    """Whether another context of its pair is: a pair and its forks become idle together.
+
+    Both ends see the same traffic, so both end all of them at about the same time.
+    """
+    family = core.contexts.all_of_pair(context.outbound_key)
+    used_s = [one.last_traffic_s for one in family if one.carries]
+    context.last_traffic_s = max(used_s, default=context.last_traffic_s)
+    return now < context.last_traffic_s + core.settings.idle_s

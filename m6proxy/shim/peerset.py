@@ -65,17 +65,18 @@ _LISTED_MAX: Final = 255
 
 
 def offer(
-    core: Core, context: Context, room_octets: int, current: Address, *, name: bool = True
+    core: Core, context: Context, room_octets: int, current: Address, *, first: bool = True
 ) -> tuple[tuple[Option, ...], bool]:
-    """The options that tell the peer our locators, our name if ``name``, and our Send Timeout.
+    """The options that tell the peer our locators; ``first`` in an exchange also what stays as
+    it is, our name and our Send Timeout (RFC 5534 §5.3: once is enough).
 
     They take ``room_octets`` at most: locators that do not fit are left out, the current one
     never (§5.1). Returns the options, and whether all locators are among them.
     """
     options: list[Option] = []
-    if name and context.local_name is not None:
+    if first and context.local_name is not None:
         options.append(SenderName(context.local_name))
-    if core.settings.send_timeout_s != SEND_TIMEOUT_S:
+    if first and core.settings.send_timeout_s != SEND_TIMEOUT_S:
         options.append(KeepaliveTimeout(max(1, int(core.settings.send_timeout_s))))
     if OURS:
         options.append(Features(OURS))

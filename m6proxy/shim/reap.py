@@ -26,7 +26,7 @@ from m6proxy.shim.context import NO_LOCATORS, Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import AskProof, Searched, What
-from m6proxy.shim.exploration import RECORDS_MAX, Exploration, best, candidates
+from m6proxy.shim.exploration import Exploration, best, candidates
 from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.lifecycle import refresh_path, use_route
 from m6proxy.shim.outward import send_held
@@ -414,11 +414,12 @@ def _send_probe(core: Core, context: Context, now: float) -> None:
     if pair is None:
         return
     record = ProbeRecord(pair.local, pair.peer, core.entropy.nonce(), 0)
+    earlier = exploration.unreported()
     exploration.note_sent(record)
     probe = Probe(
         context.peer_tag,
         ProbeState(context.reap_state.value),
-        exploration.sent[:RECORDS_MAX],
+        (record, *earlier),
         exploration.received,
     )
     core.send(probe, pair)

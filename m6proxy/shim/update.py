@@ -49,7 +49,7 @@ def announce(core: Core, context: Context, due_s: float, now: float) -> None:
         options = (context.local_set.since(base),)
     if not options or len(encode_options(options)) > room_octets:
         current = _signal_route(context).local
-        options, whole = offer(core, context, room_octets, current, name=False)
+        options, whole = offer(core, context, room_octets, current, first=False)
     request = UpdateRequest(context.peer_tag, core.entropy.nonce(), options)
     context.update = PendingUpdate(request, context.local_set if whole else None)
     if due_s <= now:

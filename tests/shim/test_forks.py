@@ -6,14 +6,16 @@ from dataclasses import replace
 
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import ShimSettings
+from m6proxy.shim.effects import AskProof, Effect
 from m6proxy.shim.policy import EstablishPolicy, FailbackMode, ForkRule, Selector
 from m6proxy.shim.timers import NO_R1_HOLDDOWN_S
 from m6proxy.shim.transitions import ReapState, State
-from m6proxy.wire.message import I1, I2
-from m6proxy.wire.options import ForkedInstance, UlidPairOption
-from tests.harness.packets import find_messages, route_of, tcp, udp
-from tests.harness.pair import A1, A1_ISP2, A2, B1, B1_ISP2, Pair
+from m6proxy.wire.message import I1, I2, Close, UpdateAck, UpdateRequest
+from m6proxy.wire.options import METHOD_DNS, ForkedInstance, LocatorList, UlidPairOption
+from tests.harness.packets import control, find_messages, route_of, tcp, udp
+from tests.harness.pair import A1, A1_ISP2, A2, B1, B1_ISP2, NAMES, Pair, Site, name_data
 
+B1_NEW = B1_ISP2[:-1] + b"\x99"
 BULK = ForkRule((Selector.parse("tcp/873"),), "isp2")
 
 
@@ -111,26 +113,66 @@ def test_going_back_to_the_best_pair_leaves_forks_where_they_are() -> None:
     assert both(pair, "b")[1].route == B1 + A1_ISP2
 
 
-def test_a_fork_lives_as_long_as_its_pair_and_goes_with_it() -> None:
-    """The peer forgets it when it is not used: a packet then brings it back (R1bis)."""
+def test_a_pair_and_its_forks_end_together_and_tell_the_peer() -> None:
+    """The peer kept its fork only while that was used, and forgot it without a word."""
     pair = forked()
     for _ in range(50):
         pair.talk(pair.alpha, 10)
         pair.run(10.0)
-    fork = both(pair)[1]
-    assert fork.carries
-    bulk(pair)
-    pair.run(0.5)
-    taken = bulk(pair)
-    pair.run(0.5)
-    assert taken in [packet for _, packet in pair.beta.delivered]
-    pair.run(700.0)
+    assert all(context.carries for letter in "ab" for context in both(pair, letter))
+    main, fork = ({one.local_tag, one.peer_tag} for one in both(pair))
+    pair.run(320.0)
+    told = {message.receiver_tag for _, _, message in find_messages(pair.wire_control(), Close)}
+    assert told & main
+    assert told & fork
     for site in pair.sites.values():
         assert not list(site.engine.contexts())
     core = pair.alpha.engine._core
     assert not core.contexts.by_forked
     assert not core.contexts.by_outbound
     assert not core.contexts.by_inbound
+    assert not core.contexts.all_of_pair(A1 + B1)
+
+
+def test_a_fork_that_the_peer_lost_comes_back_as_a_fork() -> None:
+    pair = forked()
+    fork = both(pair)[1]
+    pair.restart(pair.beta)
+    bulk(pair)
+    pair.run(0.5)
+    again = pair.beta.context
+    assert again.fii == fork.fii
+    assert (again.local_tag, again.peer_tag) == (fork.peer_tag, fork.local_tag)
+    taken = bulk(pair)
+    pair.run(0.1)
+    assert pair.beta.delivered[-1][1] == taken
+
+
+def test_a_late_proof_reaches_the_pair_and_its_forks() -> None:
+    """The acknowledgement of a fork waited for the longest time that a proof may take."""
+    pair = forked()
+    questions = []
+    carry_out = pair.carry_out
+
+    def hold(site: Site, effect: Effect) -> None:
+        if isinstance(effect, AskProof):
+            questions.append(effect)
+        else:
+            carry_out(site, effect)
+
+    pair.carry_out = hold
+    for context in both(pair):
+        offered = LocatorList(7, (METHOD_DNS,) * 2, (B1, B1_NEW))
+        request = UpdateRequest(context.local_tag, 7, (offered,))
+        pair.inject(pair.alpha, control(B1, context.route[:16], request))
+    data = name_data(NAMES[B1], B1, "b")
+    pair.alpha.engine.handle_proof(questions[0].pair, data, NAMES[A1], pair.clock.now)
+    pair.settle(pair.alpha)
+    assert len(find_messages(pair.alpha.sent, UpdateAck)) == 2
+    for context in both(pair):
+        found = context.peer_locator(B1_NEW)
+        assert found is not None
+        assert found.proved
 
 
 def test_traffic_of_a_fork_alone_keeps_the_pair() -> None:
@@ -138,7 +180,7 @@ def test_traffic_of_a_fork_alone_keeps_the_pair() -> None:
     for _ in range(50):
         bulk(pair)
         pair.run(10.0)
-    assert all(context.carries for context in both(pair))
+    assert all(context.carries for letter in "ab" for context in both(pair, letter))
 
 
 def test_until_a_fork_is_there_its_traffic_goes_by_the_pair() -> None:

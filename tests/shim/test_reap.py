@@ -14,7 +14,17 @@ from m6proxy.shim.exploration import RECORDS_MAX
 from m6proxy.shim.timers import SEND_TIMEOUT_S
 from m6proxy.shim.transitions import ReapState
 from m6proxy.shim.verdict import CONSUMED
-from m6proxy.wire.message import Keepalive, Probe, ProbeRecord, ProbeState
+from m6proxy.wire.message import (
+    I2,
+    R2,
+    Keepalive,
+    Probe,
+    ProbeRecord,
+    ProbeState,
+    UpdateRequest,
+    find,
+)
+from m6proxy.wire.options import KeepaliveTimeout
 from tests.harness.packets import control, find_messages, is_control, route_of, tcp
 from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, NAMES, Pair, Site, longest_gap_s, name_data
 from tests.shim.moved import established, moved
@@ -117,6 +127,21 @@ def test_the_keepalive_timeout_is_the_peers_send_timeout() -> None:
     pair.establish()
     assert pair.alpha.context.keepalive_timeout_s == SEND_TIMEOUT_S
     assert 0.9 * SEND_TIMEOUT_S <= pair.alpha.context.send_timeout_s <= SEND_TIMEOUT_S
+
+
+def test_the_send_timeout_is_told_once() -> None:
+    """RFC 5534 §5.3: the exchange told it, so that no Update has to."""
+    pair = established()
+    pair.alpha.engine.handle_uplink("isp1", up=False, mtu=1500, now=pair.clock.now)
+    pair.run(1.0)
+    messages = [found for *_, found in find_messages(pair.wire_control(), object)]
+    told = [
+        find(message.options, KeepaliveTimeout) is not None
+        for message in messages
+        if isinstance(message, I2 | R2 | UpdateRequest)
+    ]
+    assert told == [True, True, False]
+    assert pair.beta.context.keepalive_timeout_s == 3.0
 
 
 # --- failures ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from m6proxy.discovery.capability import Capability, NameData, PrefixLocator
 from m6proxy.names import UNSPECIFIED, Address, Prefix, address
 from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
+from m6proxy.shim.close import end_idle
 from m6proxy.shim.core import ShimSettings
 from m6proxy.shim.effects import AskCapability, SendPacket
 from m6proxy.shim.engine import Engine
@@ -16,7 +17,6 @@ from m6proxy.shim.forward import rewrite
 from m6proxy.shim.locators import UPLINKS_MAX, Uplink
 from m6proxy.shim.policy import EstablishPolicy
 from m6proxy.shim.reap import suspect
-from m6proxy.shim.timers import MIN_IDLE_S
 from m6proxy.shim.transitions import ReapState, State
 from m6proxy.shim.verdict import CONSUMED
 from m6proxy.wire.checksum import checksum
@@ -388,9 +388,7 @@ def test_a_pair_that_closes_takes_its_forks_along() -> None:
     """The acknowledgement of the pair's Close ended a fork in use: a ValueError in the engine."""
     pair = forked()
     main, fork = both(pair)
-    main.last_traffic_s -= MIN_IDLE_S
-    fork.last_traffic_s = pair.clock.now
-    pair.alpha.engine.handle_timer(main.armed_s)
+    end_idle(pair.alpha.engine._core, main, pair.clock.now)
     assert (main.state, fork.state) == (State.CLOSING, State.ESTABLISHED)
     pair.settle(pair.alpha)
     pair.run(1.0)
