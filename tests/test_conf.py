@@ -18,6 +18,7 @@ from m6proxy.daemon.document import (
     ConfigFile,
     DnsSection,
     EstablishSection,
+    LocatorsSection,
     PolicySection,
     QueuesSection,
     RoutingSection,
@@ -66,6 +67,7 @@ def test_alpha_shows_every_key() -> None:
         (value["policy"], PolicySection),
         (value["policy"]["establish"], EstablishSection),
         (value["queues"], QueuesSection),
+        (value["locators"], LocatorsSection),
         (value["routing"], RoutingSection),
     ):
         assert section.keys() == model.model_fields.keys()

@@ -77,28 +77,28 @@ def _local_address(config: Config, name: str, given: str | None) -> Address | No
             f"--address: {given} is in none of the uplinks' prefixes; "
             "write an address that the host has from one of them"
         )
+    if config.locator_map.is_locator_only(octets):
+        raise SetupError(
+            f"--address: {given} is a locator-only address: no host may have it; "
+            "write the one that the host has"
+        )
     return octets
 
 
 def _zone_lines(config: Config, name: str, octets: Address | None, ttl: int) -> Iterator[str]:
-    from m6proxy.discovery.capability import Capability, PrefixLocator
     from m6proxy.discovery.codec import svcb_zone_line
 
-    capability = Capability(
-        site=config.site,
-        prefixes=tuple(
-            PrefixLocator(uplink.prefix, uplink.preference) for uplink in config.uplinks
-        ),
-    )
     yield f"; Put this into the zone that holds {name}: its site has a shim, and these prefixes."
-    yield svcb_zone_line(name, capability, ttl)
+    yield svcb_zone_line(name, config.capability, ttl)
     if octets is None:
         yield f"; The AAAA records of {name} stay as they are."
         return
+    by_uplink = (uplink.prefix.graft(octets) for uplink in config.uplinks)
+    own = [one for one in by_uplink if not config.locator_map.is_locator_only(one)]
     yield f"; The address of {name} by each uplink, the best first. Keep those that are there."
-    for uplink in config.uplinks:
-        yield f"{name}. {ttl} IN AAAA {address_text(uplink.prefix.graft(octets))}"
+    for one in own:
+        yield f"{name}. {ttl} IN AAAA {address_text(one)}"
     yield "; Put these into the reverse zones, so that a peer who knows only the address finds it."
-    for uplink in config.uplinks:
-        reverse = ipaddress.IPv6Address(uplink.prefix.graft(octets)).reverse_pointer
+    for one in own:
+        reverse = ipaddress.IPv6Address(one).reverse_pointer
         yield f"{reverse}. {ttl} IN PTR {name}."

@@ -29,6 +29,7 @@ _COMMANDS = {
     "events": _Entry("m6proxy.cli.events", "events", "What happened lately."),
     "explain": _Entry("m6proxy.cli.explain", "explain", "What would happen to a packet?"),
     "dns": _Entry("m6proxy.cli.dns", "dns", "Records to publish in DNS."),
+    "plan": _Entry("m6proxy.cli.plan", "plan", "Address plans to think about beforehand."),
     "lab": _Entry("m6proxy.lab.cli", "lab", "Sites and providers in network namespaces."),
     "demo": _Entry("m6proxy.lab.cli", "demo", "Watch sessions survive the death of a provider."),
 }

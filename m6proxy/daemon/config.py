@@ -7,7 +7,7 @@ those of single keys, and this module those that lie between keys. Each is one l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +15,15 @@ from typing import Literal, TypeAlias
 
 from m6proxy.daemon.document import ConfigFile, check_keys
 from m6proxy.daemon.yamlpos import Document, KeyPath, parse_yaml
+from m6proxy.discovery.addressing import (
+    PLAIN,
+    SUBNET_BITS,
+    LocatorMap,
+    MapKind,
+    NsquareMap,
+    PreagreedMap,
+)
+from m6proxy.discovery.capability import Capability, PrefixLocator
 from m6proxy.errors import SetupError
 from m6proxy.names import Address, Prefix, address, address_text
 from m6proxy.shim.demux import DemuxMode
@@ -57,6 +66,25 @@ class DnsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LocatorSettings:
+    """Which addresses a host has in each uplink's prefix; ``addressing`` says what they mean."""
+
+    kind: MapKind = MapKind.PREFIX
+    mark_at: int = 0
+    """N-square addresses: how many bits stand before the mark."""
+    identifier: Prefix | None = None
+    """Pre-agreed identifiers: the prefix that hosts have addresses from."""
+
+    def over(self, prefixes: Iterable[Prefix]) -> LocatorMap:
+        """The mapping between these prefixes."""
+        if self.kind is MapKind.NSQUARE:
+            return NsquareMap(prefixes, self.mark_at)
+        if self.identifier is not None:
+            return PreagreedMap(prefixes, self.identifier)
+        return PLAIN
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything that one gateway is told; valid by construction in ``load_config``."""
 
@@ -94,6 +122,8 @@ class Config:
     probes_per_s: float = 5000.0
     """At most so many probes of searches, all contexts together."""
     max_contexts: int = 200_000
+    locators: LocatorSettings = LocatorSettings()
+    """How the locators of a host follow from its ULID."""
     hosts: tuple[tuple[str, Address], ...] = ()
     """Names of local hosts with their address; overrides PTR."""
     peers: tuple[tuple[str, Address], ...] = ()
@@ -106,6 +136,19 @@ class Config:
     manage_routes: bool = True
 
     @property
+    def locator_map(self) -> LocatorMap:
+        """How the locators of a host follow from its ULID."""
+        return self.locators.over(uplink.prefix for uplink in self.uplinks)
+
+    @property
+    def capability(self) -> Capability:
+        """What the site publishes of each of its hosts."""
+        prefixes = tuple(PrefixLocator(u.prefix, u.preference) for u in self.uplinks)
+        marked = self.locators.kind is MapKind.NSQUARE
+        mark_at = self.locators.mark_at if marked else None
+        return Capability(site=self.site, prefixes=prefixes, mark_at=mark_at)
+
+    @property
     def steering(self) -> SteeringSettings:
         """What rules and routes are rendered from."""
         return SteeringSettings(
@@ -116,6 +159,7 @@ class Config:
             queue_inbound=self.queue_inbound,
             table_base=self.table_base,
             rule_priority=self.rule_priority,
+            locator_only=self.locator_map.patterns(),
         )
 
 
@@ -193,6 +237,7 @@ def _freeze(file: ConfigFile) -> Config:
         failback_hold_s=policy.failback_hold_s,
         probes_per_s=policy.probes_per_s,
         max_contexts=policy.max_contexts,
+        locators=_locators(file),
         hosts=tuple((name, address(text)) for name, text in file.hosts.items()),
         peers=tuple((name, address(text)) for name, texts in file.peers.items() for text in texts),
         queue_outbound=file.queues.outbound,
@@ -201,6 +246,19 @@ def _freeze(file: ConfigFile) -> Config:
         rule_priority=file.routing.rule_priority,
         manage_routes=file.routing.manage,
     )
+
+
+def _locators(file: ConfigFile) -> LocatorSettings:
+    """``mark_at`` is by default where the prefixes end, ``identifier`` the best uplink."""
+    kind = MapKind(file.locators.map)
+    uplinks = sorted(file.uplinks.items(), key=lambda named: named[1].preference)
+    if kind is MapKind.NSQUARE:
+        first = Prefix.parse(uplinks[0][1].prefix)
+        return LocatorSettings(kind, file.locators.mark_at or first.length)
+    if kind is MapKind.PREAGREED:
+        name = file.locators.identifier or uplinks[0][0]
+        return LocatorSettings(kind, identifier=Prefix.parse(file.uplinks[name].prefix))
+    return LocatorSettings(kind)
 
 
 def _capable(file: ConfigFile) -> Iterator[Prefix]:
@@ -226,6 +284,7 @@ def _check_between_keys(document: Document) -> None:
     _check_interfaces(document)
     prefixes = _check_prefixes(document)
     _check_hosts(document, prefixes)
+    _check_locators(document, prefixes)
     _check_detection(document)
     _check_forks(document)
     outbound = _at(document.value, "queues", "outbound")
@@ -259,6 +318,85 @@ def _check_demux(document: Document) -> None:
             ("policy", "demux"),
             "exthdr is missing: it is what every peer understands; add it at the end",
         )
+    elif "identifier" in modes[: modes.index("exthdr")] and _at(
+        document.value, "locators", "map"
+    ) in (None, "prefix"):
+        document.add(
+            ("policy", "demux"),
+            "identifier is asked of peers, and there are no locator-only addresses; "
+            "add `locators: {map: nsquare}`, or put it behind exthdr",
+        )
+
+
+def _check_locators(document: Document, prefixes: list[Prefix]) -> None:
+    kind = _at(document.value, "locators", "map") or "prefix"
+    mark_at = _at(document.value, "locators", "mark_at")
+    identifier = _at(document.value, "locators", "identifier")
+    names = [name for name, _ in _uplinks(document)]
+    for key, value, owner in (
+        ("mark_at", mark_at, "nsquare"),
+        ("identifier", identifier, "preagreed"),
+    ):
+        if value is not None and kind != owner:
+            document.add(("locators", key), f"means nothing without `map: {owner}`; leave it out")
+    if kind == "preagreed" and isinstance(identifier, str) and identifier not in names:
+        document.add(
+            ("locators", "identifier"),
+            f"{identifier!r} is no uplink; the uplinks here are {', '.join(names)}",
+        )
+    if not prefixes or len({prefix.length for prefix in prefixes}) > 1:
+        return
+    length = prefixes[0].length
+    if kind == "nsquare":
+        bits = len(prefixes).bit_length()
+        if mark_at is None and length + bits > SUBNET_BITS:
+            document.add(
+                ("locators", "map"),
+                f"the mark of {bits} bits finds no room between /{length} and the interface "
+                f"identifier; write `mark_at`: the first of {bits} bits that are 0 in the address "
+                "of every host, or use `map: preagreed`",
+            )
+            return
+        if isinstance(mark_at, int) and not length <= mark_at <= 128 - bits:
+            document.add(
+                ("locators", "mark_at"),
+                f"{bits} bits at {mark_at} are not behind the prefix; "
+                f"write a number from {length} to {128 - bits}",
+            )
+            return
+    _check_identifiers(document, _raw_map(document, str(kind), prefixes))
+
+
+def _raw_map(document: Document, kind: str, prefixes: list[Prefix]) -> LocatorMap:
+    """The mapping, as far as the raw values have one."""
+    mark_at = _at(document.value, "locators", "mark_at")
+    if kind == "nsquare":
+        return NsquareMap(prefixes, mark_at if isinstance(mark_at, int) else prefixes[0].length)
+    sections = dict(_uplinks(document))
+    named = _at(document.value, "locators", "identifier")
+    if kind != "preagreed" or (named is not None and named not in sections):
+        return PLAIN
+    best = min(sections.values(), key=lambda section: str(section.get("preference")).zfill(3))
+    home = sections[str(named)] if named is not None else best
+    try:
+        return PreagreedMap(prefixes, Prefix.parse(str(home.get("prefix"))))
+    except ValueError:
+        return PLAIN
+
+
+def _check_identifiers(document: Document, locator_map: LocatorMap) -> None:
+    hosts = _at(document.value, "hosts")
+    for name, text in hosts.items() if isinstance(hosts, dict) else ():
+        try:
+            host = address(str(text))
+        except ValueError:
+            continue
+        if locator_map.is_locator_only(host):
+            document.add(
+                ("hosts", name),
+                f"{address_text(host)} is a locator-only address by `locators`: no host may have "
+                "it; give the host another address, or the mapping another place",
+            )
 
 
 def _check_interfaces(document: Document) -> None:

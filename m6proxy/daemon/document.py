@@ -248,7 +248,7 @@ class PolicySection(Section):
     demux: list[DemuxText] = Field(
         default_factory=lambda: ["exthdr"],
         min_length=1,
-        description="a list of `dstopt`, `exthdr` and `flowlabel`",
+        description="a list of `dstopt`, `exthdr`, `flowlabel` and `identifier`",
         examples=["[dstopt, exthdr]"],
     )
     forks: list[ForkSection] = Field(
@@ -290,6 +290,20 @@ class PolicySection(Section):
         description="a whole number from 1 to 10000000",
         examples=["200000"],
     )
+
+
+class LocatorsSection(Section):
+    """``locators``: which addresses a host has in each uplink's prefix."""
+
+    map: Literal["prefix", "nsquare", "preagreed"] = Field(
+        default="prefix",
+        description="one of `prefix`, `nsquare` and `preagreed`",
+        examples=["nsquare"],
+    )
+    mark_at: int | None = Field(
+        default=None, ge=1, le=127, description="a number of bits from 1 to 127", examples=["48"]
+    )
+    identifier: UplinkName | None = Field(default=None, examples=["isp1"])
 
 
 class QueuesSection(Section):
@@ -343,6 +357,7 @@ class ConfigFile(Section):
         default_factory=PolicySection,
         examples=["{unknown_peers: ignore}"],
     )
+    locators: LocatorsSection = Field(default_factory=LocatorsSection, examples=["{map: prefix}"])
     hosts: dict[DomainName, Ipv6] = Field(
         default_factory=dict,
         description="a mapping of names to addresses",

@@ -184,6 +184,7 @@ def shim_settings(config: Config) -> ShimSettings:
         detection=config.detection,
         capable=config.capable,
         demux=config.demux,
+        locator_map=config.locator_map,
         forks=config.forks,
         hold_first_packet_s=config.hold_first_packet_s,
         return_routability=config.return_routability,

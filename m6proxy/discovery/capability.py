@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from m6proxy.discovery.addressing import PLAIN, LocatorMap, NsquareMap
 from m6proxy.names import Address, Prefix
 
 VERSION = 1
@@ -15,7 +16,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class PrefixLocator:
-    """A prefix whose addresses, with the host's own low bits, are locators of the host."""
+    """A prefix that has a locator of the host: with its own low bits, unless there are marks."""
 
     prefix: Prefix
     preference: int
@@ -32,10 +33,21 @@ class Capability:
     site: str | None = None
     """The site's name, for people and for counting; proves nothing."""
     prefixes: tuple[PrefixLocator, ...] = ()
+    mark_at: int | None = None
+    """N-square addresses: how many bits stand before the mark; None: there are no marks."""
 
     def __post_init__(self) -> None:
         if self.version < 1:
             raise ValueError("a capability's version is 1 or more")
+        if self.mark_at is not None:
+            NsquareMap((p.prefix for p in self.prefixes), self.mark_at)
+
+    @property
+    def locator_map(self) -> LocatorMap:
+        """How locators follow from a ULID."""
+        if self.mark_at is None:
+            return PLAIN
+        return NsquareMap((p.prefix for p in self.prefixes), self.mark_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +65,35 @@ class NameData:
     """Until when it may be used, on the clock of ``now``."""
 
     def locators_of(self, ulid: Address) -> tuple[Address, ...]:
-        """Candidate locators of a ULID: its AAAA set, then each published prefix with its bits."""
-        grafted = (p.prefix.graft(ulid) for p in self._prefixes())
-        return tuple(dict.fromkeys([*sorted(self.addresses), *grafted]))
+        """Candidate locators of a ULID that this name covers (``covers``).
+
+        They are its AAAA set, then the ULID's address in each published prefix. Where there are
+        marks, an address of the AAAA set is another ULID, with locators of its own.
+        """
+        record = self.capability
+        if record is None:
+            return tuple(sorted(self.addresses))
+        if record.mark_at is None:
+            grafted = (p.prefix.graft(ulid) for p in record.prefixes)
+            return tuple(dict.fromkeys([*sorted(self.addresses), *grafted]))
+        if not any(p.prefix.contains(ulid) for p in record.prefixes):
+            return (ulid,)
+        return tuple(record.locator_map.locator(ulid, p.prefix) for p in record.prefixes)
 
     def covers(self, octets: Address) -> bool:
-        """Tell whether DNS says that an address (16 octets) belongs to this name."""
-        return octets in self.addresses or any(p.prefix.contains(octets) for p in self._prefixes())
+        """Tell whether DNS says that an address (16 octets) is a ULID under this name."""
+        record = self.capability
+        if record is None or not any(p.prefix.contains(octets) for p in record.prefixes):
+            return octets in self.addresses
+        return not record.locator_map.is_locator_only(octets)
 
-    def _prefixes(self) -> tuple[PrefixLocator, ...]:
-        return self.capability.prefixes if self.capability else ()
+    def ties(self, ulid: Address, locator: Address) -> bool:
+        """Tell whether DNS says that a locator belongs to a ULID that this name covers.
+
+        A locator-only address belongs to one ULID and no other.
+        """
+        record = self.capability
+        if record is not None and record.mark_at is not None and not self.covers(locator):
+            known = (*self.locators_of(ulid), record.locator_map.stand_in(ulid))
+            return self.covers(ulid) and locator in known
+        return self.covers(ulid) and self.covers(locator)

@@ -9,8 +9,9 @@ Fields are joined by ``+``. No character of it means anything to zone files, JSO
 shell or the lists of SVCB, so it can be typed with quotes or without and never needs an
 escape. ``v`` comes first; ``f`` holds one letter for each thing that the site does (``a``:
 accepts I1; the default); ``s`` is the site's name; each ``p`` is a prefix and its preference
-(0 when left out). Later fields, letters and SvcParams are ignored; another version, or a
-fault, is no capability. Why so: docs/decisions/0003-capability-record.md.
+(0 when left out); ``m=nsquare@48`` says that locators have marks, and where (``addressing``).
+Later fields, letters, mappings and SvcParams are ignored; another version, or a fault, is no
+capability. Why so: docs/decisions/0003-capability-record.md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Protocol
 
 import dns.rdata
 
+from m6proxy.discovery.addressing import MapKind
 from m6proxy.discovery.capability import VERSION, Capability, PrefixLocator
 from m6proxy.discovery.hostname import NAME_OCTETS_MAX, parse_name
 from m6proxy.errors import MalformedMessage
@@ -45,6 +47,8 @@ PREFIX_BITS_MIN = 20
 """A shorter prefix is nobody's site; ``::/0`` would claim every address there is."""
 _NOBODYS = tuple(Prefix.parse(text) for text in ("::/8", "fe80::/10", "ff00::/8"))
 
+_ONCE = frozenset("fsm")
+"""Fields that may stand in a record once."""
 _MANDATORY = 0
 _PRIORITY = struct.Struct("!H")
 _PARAM = struct.Struct("!HH")
@@ -157,6 +161,8 @@ def encode_text(capability: Capability) -> str:
     if capability.site is not None:
         fields.append(f"s={parse_name(capability.site)}")
     fields += [f"p={p.prefix}@{p.preference}" for p in capability.prefixes]
+    if capability.mark_at is not None:
+        fields.append(f"m={MapKind.NSQUARE.value}@{capability.mark_at}")
     text = "+".join(fields)
     try:
         if parse_text(text.encode("ascii")) is None:
@@ -180,14 +186,17 @@ def parse_text(octets: bytes) -> Capability | None:
     letters: str | None = None
     site: str | None = None
     prefixes: list[PrefixLocator] = []
+    mark_at: int | None = None
+    seen: set[str] = set()
     at = len(fields[0])
     for field in fields[1:]:
         at += 1
         key, equals, value = field.partition("=")
         if not equals or not key or (key == "v"):
             raise MalformedMessage(Reason.BAD_FIELD, f"{field!r} is not a field", at)
-        if (key == "f" and letters is not None) or (key == "s" and site is not None):
+        if key in seen:
             raise MalformedMessage(Reason.BAD_FIELD, f"field {key} twice", at)
+        seen |= {key} & _ONCE
         try:
             if key == "f":
                 letters = value
@@ -195,12 +204,18 @@ def parse_text(octets: bytes) -> Capability | None:
                 site = parse_name(value)
             elif key == "p":
                 prefixes.append(_parse_prefix(value))
+            elif key == "m":
+                mark_at = _parse_mark(value)
         except ValueError as error:
             raise MalformedMessage(Reason.BAD_FIELD, str(error), at) from None
         at += len(field)
     if len(prefixes) > PREFIXES_MAX:
         raise MalformedMessage(Reason.BAD_FIELD, f"more than {PREFIXES_MAX} prefixes", at)
-    return Capability(VERSION, letters is None or ACCEPTS in letters, site, tuple(prefixes))
+    accepts = letters is None or ACCEPTS in letters
+    try:
+        return Capability(VERSION, accepts, site, tuple(prefixes), mark_at)
+    except ValueError as error:
+        raise MalformedMessage(Reason.BAD_FIELD, str(error), at) from None
 
 
 def _version_is_ours(field: str) -> bool:
@@ -222,6 +237,16 @@ def _parse_prefix(text: str) -> PrefixLocator:
     if not preference.isdigit() or len(preference) > 3 or int(preference) > 255:
         raise ValueError(f"preference {preference!r} is not from 0 to 255")
     return PrefixLocator(prefix, int(preference))
+
+
+def _parse_mark(text: str) -> int | None:
+    """Where the mark of n-square addresses stands; None for mappings that later versions have."""
+    kind, _, bits = text.partition("@")
+    if kind != MapKind.NSQUARE.value:
+        return None
+    if not bits.isdigit() or len(bits) > 3:
+        raise ValueError(f"{bits!r} is no number of bits")
+    return int(bits)
 
 
 def _parse_rdata(rdata: bytes) -> tuple[int, Reading | None]:

@@ -16,7 +16,7 @@ from m6proxy.names import Address
 
 def covers_both(ulid: Address, locator: Address, data: NameData | None) -> bool:
     """Tell whether DNS ties a locator to a ULID (16 octets each) under one name."""
-    return data is not None and data.covers(ulid) and data.covers(locator)
+    return data is not None and data.ties(ulid, locator)
 
 
 def bears_name(ulid: Address, data: NameData | None) -> bool:

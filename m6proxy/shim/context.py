@@ -9,7 +9,7 @@ from m6proxy.discovery.capability import NameData
 from m6proxy.names import Address, LocatorPair, Tag, UlidPair
 from m6proxy.proof.judge import Proof
 from m6proxy.shim import forward
-from m6proxy.shim.demux import DemuxMode
+from m6proxy.shim.demux import UNTAGGED, DemuxMode
 from m6proxy.shim.exploration import Exploration
 from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.locators import LocalSet, PeerLocator
@@ -194,7 +194,7 @@ class Context:
         self.peer_mode = DemuxMode.EXTHDR
         """How the peer wants our packets."""
         self.unlabelled_route: bytes | None = None
-        """The locator pair that seemed to lose flow labels, or options, 32 octets."""
+        """The locator pair that seemed to lose packets without payload header, 32 octets."""
         self.sent_key: tuple[bytes, int] | None = None
         """Where the table has the context by what it sends: our route, and a label or tag."""
         self.route = key
@@ -229,7 +229,7 @@ class Context:
         self.wire_addresses: bytes | None = None
         """The 32 octets that replace the ULIDs, or None while packets go as they are."""
         self.wire_label = 0
-        """The flow label that they get, or 0 while they get the payload header."""
+        """The flow label that they get, UNTAGGED, or 0 while they get the payload header."""
         self.shim_tail = b""
         """The last 7 octets of the payload header."""
         self.wire_kind = forward.SHIM
@@ -264,9 +264,18 @@ class Context:
         return LocatorPair(self.route[:16], self.route[16:])
 
     @property
+    def mode_wanted(self) -> DemuxMode:
+        """How the peer wants the packets of the current pair, as far as the path lets them pass."""
+        return DemuxMode.EXTHDR if self.route == self.unlabelled_route else self.peer_mode
+
+    @property
     def mode(self) -> DemuxMode:
         """How the peer's end finds the context when it gets our re-homed packets."""
-        return DemuxMode.EXTHDR if self.route == self.unlabelled_route else self.peer_mode
+        wanted = self.mode_wanted
+        tagged = self.wire_addresses is not None and self.wire_label != UNTAGGED
+        if tagged and wanted is DemuxMode.IDENTIFIER:
+            return DemuxMode.EXTHDR  # there is no going without between these addresses
+        return wanted
 
     @property
     def demux(self) -> str:

@@ -14,15 +14,26 @@ from typing import Final, TypeAlias
 from m6proxy.errors import MalformedMessage, PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag
 from m6proxy.reasons import Reason
-from m6proxy.shim import activity, close, detect, establish, reap, update
+from m6proxy.shim import (
+    activity,
+    close,
+    detect,
+    establish,
+    hints,
+    lifecycle,
+    reap,
+    update,
+)
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import AskProof
 from m6proxy.shim.features import Feature
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.timers import REPROOF_S
 from m6proxy.shim.transitions import REMEMBERS, Input, legal
 from m6proxy.shim.verdict import CONSUMED, Verdict
+from m6proxy.wire.ipv6 import HEADER_OCTETS
 from m6proxy.wire.message import (
     I1,
     I2,
@@ -91,7 +102,7 @@ def handle_control(
     core: Core, pending: PendingProofs, packet: bytes, offset: int, now: float
 ) -> Verdict:
     """Take one control message whose shim header stands at ``offset``."""
-    route = LocatorPair(packet[24:40], packet[8:24])
+    route = LocatorPair(core.local_sets.meant(packet[24:40]), packet[8:24])
     try:
         _check_addresses(route)
         message = parse_message(packet[offset:])
@@ -112,7 +123,10 @@ def handle_control(
 def belongs(context: Context, route: LocatorPair) -> bool:
     """Tell whether both addresses of a packet are in the context's sets (§12.4)."""
     local, peer = route
-    if local not in context.local_set.locators and local != context.outbound_key[:16]:
+    if local not in context.local_set.locators and local not in (
+        context.outbound_key[:16],
+        context.local_set.stand_in,
+    ):
         return False
     return context.peer_locator(peer) is not None
 
@@ -152,6 +166,7 @@ def _dispatch(
             if not (
                 detect.handle_error(core, message, route, now)
                 or update.handle_error(core, message, route, now)
+                or hints.handle_lost(core, message, route, now)
             ):
                 raise PeerViolation(Reason.PEER_ERROR, f"error code {message.code}")
         case UnknownMessage():
@@ -166,7 +181,7 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
     if not legal(context.state, _INPUT_OF[type(message)]):
         raise PeerViolation(Reason.ILLEGAL_IN_STATE, f"in {context.state.value}")
     if route.local + route.peer != context.outbound_key:
-        core.contexts.expect_label(context)
+        lifecycle.expect_rehomed(core, context, route)
     activity.look(core, context, now)
     match message:
         case Keepalive():
@@ -210,6 +225,22 @@ def no_context(core: Core, tag: Tag, route: LocatorPair, now: float) -> Reason:
     except PeerViolation as violation:
         return core.drop(violation.reason)
     return core.drop(Reason.NO_CONTEXT)
+
+
+def nobodys(core: Core, packet: bytes, now: float) -> Reason:
+    """A packet to a locator-only address, without a tag, that is of no context: drop it.
+
+    A peer that goes on after we lost the context is told, so that it tests the path: nothing in
+    its packet names the context, so R1bis cannot be the answer (docs/decisions/0017).
+    """
+    route = LocatorPair(packet[24:40], packet[8:24])
+    if core.settings.asks_for(DemuxMode.IDENTIFIER) and core.errors_limit.allow(route.peer, now):
+        try:
+            _check_addresses(route)
+        except PeerViolation:
+            return core.drop(Reason.BAD_ADDRESS)
+        core.send(ErrorMessage(ErrorCode.NO_CONTEXT, 0, packet[:HEADER_OCTETS]), route)
+    return core.drop(Reason.NOBODYS_ADDRESS)
 
 
 def unproved(core: Core, context: Context, now: float) -> Reason:

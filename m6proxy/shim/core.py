@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from m6proxy.discovery.addressing import PLAIN, LocatorMap
 from m6proxy.discovery.remembered import RememberedPeers
 from m6proxy.names import Address, LocatorPair, Prefix, UlidPair
 from m6proxy.proof.judge import Proof
@@ -74,6 +75,8 @@ class ShimSettings:
     """The gateway's own address, source of its Packet Too Big."""
     demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,)
     """Modes that we may send in; peers are asked for those before ``EXTHDR``, in this order."""
+    locator_map: LocatorMap = PLAIN
+    """How the locators of a host follow from its ULID."""
     probes_per_s: float = 5000.0
     """Probes of searches, all contexts together; after an uplink event this is its pace."""
     requests_per_s: float = 200.0
@@ -124,7 +127,7 @@ class Core:
         )
         """Only where a data plane in the kernel moves packets."""
         self.entropy = entropy
-        self.local_sets = LocalSets(settings.uplinks, entropy)
+        self.local_sets = LocalSets(settings.uplinks, entropy, settings.locator_map)
         self.contexts = ContextTable()
         self.max_contexts = settings.max_contexts
         """No more contexts are made than this; 0 once the gateway stops."""

@@ -7,10 +7,11 @@ of them is the order in which a packet is sorted:
 
 outbound  1 carrying context?   2 timers   3 on its ULIDs: accept   4 fits?   5 rewrite
           1' count for the establishment policy, accept
-inbound   0 flow label of a context, where any is expected: restore
+inbound   0 flow label, or addresses alone, of a context, where any are expected: restore
           1 shim header or tag option: restore, or take the control message
           2 ICMPv6 error: translate      3 DNS answer: learn
-          4 carrying context: timers     5 count for the policy; accept
+          4 carrying context: timers     5 nobody's address: drop
+          6 count for the policy; accept
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ class Engine:
         self._by_label = self._core.contexts.by_label
         self._expected_labels = self._core.contexts.expected_labels
         self._by_sent_label = self._core.contexts.by_sent_label
+        self._by_untagged = self._core.contexts.by_untagged
+        self._is_locator_only = self._core.local_sets.is_locator_only
 
     # --- packets ---------------------------------------------------------------------
 
@@ -118,6 +121,10 @@ class Engine:
             verdict, final = self._inbound_labelled(self._expected_labels, packet, now)
             if final:
                 return verdict
+        if self._by_untagged and packet[8:40] in self._by_untagged:
+            verdict, final = self._inbound_untagged(packet, now)
+            if final:
+                return verdict
         if packet[6] in _SPECIAL:
             if packet[6] == NEXT_SHIM and octets >= 48 and packet[42] & 0x80:
                 return self._restore(packet, _PLAIN_PLACE, now)
@@ -130,6 +137,8 @@ class Engine:
                 verdict, final = self._inbound_labelled(self._by_label, packet, now)
                 if final:
                     return verdict
+            if self._is_locator_only(packet[24:40]):
+                return control.nobodys(self._core, packet, now)
             key = packet[24:40] + packet[8:24]
             if self._core.accounts.count(key, packet, outbound=False, now=now):
                 self._want_context(key, now)
@@ -140,6 +149,8 @@ class Engine:
         context.octets_in += octets
         context.last_traffic_s = now
         if context.send_due_s or not context.keepalive_due_s:
+            if context.wire_label:
+                hints.handle_plain(self._core, context, now)
             reap.payload_in(self._core, context, packet, now)
         return None
 
@@ -243,6 +254,7 @@ class Engine:
             if data is not None and data.name == context.peer_name:
                 peerset.adopt_proof(core, context, data)
                 reap.widen(core, context, now)
+                reap.test_stand_in(core, context, now)
             update.acknowledge(core, context)
 
     def handle_uplink(self, name: str, *, up: bool, mtu: int, now: float) -> None:
@@ -367,6 +379,8 @@ class Engine:
         pair = UlidPair(key[:16], key[16:])
         if not core.local_sets.is_local(pair.local) or core.local_sets.is_local(pair.peer):
             return
+        if core.local_sets.is_locator_only(pair.local):
+            return
         if until_s := core.peers.refused_until_s(pair.peer, pair.peer, now):
             core.accounts.silence(key, min(until_s, now + _ASK_AGAIN_S))
             return
@@ -416,7 +430,8 @@ class Engine:
         tag = int.from_bytes(packet[offset + 2 : offset + 8]) & TAG_MASK
         context = self._by_tag.get(tag)
         if context is None or context.state in REMEMBERS:
-            return control.no_context(core, tag, LocatorPair(packet[24:40], packet[8:24]), now)
+            route = LocatorPair(core.local_sets.meant(packet[24:40]), packet[8:24])
+            return control.no_context(core, tag, route, now)
         if packet[offset + 1]:
             return core.drop(Reason.BAD_FIELD)
         return self._restored(context, packet, place, now)
@@ -471,16 +486,33 @@ class Engine:
         refused = self._admit(context, packet, now)
         if refused is not None:
             return refused, True
+        return self._taken_in(context, forward.unlabel(packet, context.inbound_key), now), True
+
+    def _inbound_untagged(self, packet: bytes, now: float) -> tuple[Verdict, bool]:
+        """Restore a packet whose addresses alone are a context's; a verdict, and if it is one.
+
+        The peer's control messages, and its payload headers, have the same addresses.
+        """
+        context = self._by_untagged[packet[8:40]]
+        if forward.has_shim(packet):
+            return None, False
+        refused = self._admit(context, packet, now)
+        if refused is not None:
+            return refused, True
+        return self._taken_in(context, forward.readdress(packet, context.inbound_key), now), True
+
+    def _taken_in(self, context: Context, restored: bytes, now: float) -> bytes:
+        """Count a packet that had no header for us; it is the host's again."""
+        core = self._core
         if context.flow is not None:
             activity.look(core, context, now)
         context.packets_in += 1
-        context.octets_in += len(packet)
+        context.octets_in += len(restored)
         context.last_traffic_s = now
-        restored = forward.unlabel(packet, context.inbound_key)
         if (context.send_due_s or not context.keepalive_due_s) and context.carries:
             reap.payload_in(core, context, restored, now)
         core.restored += 1
-        return restored, True
+        return restored
 
     def _admit(self, context: Context, packet: bytes, now: float) -> Reason | None:
         """Check what is not as with the packet before: the addresses, or the state."""

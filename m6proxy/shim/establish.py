@@ -21,7 +21,7 @@ from m6proxy.errors import PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, UlidPair, is_multicast
 from m6proxy.proof.judge import Evidence, Proof, prove_listed, prove_ulid
 from m6proxy.reasons import Reason
-from m6proxy.shim import failback, flows, forks, lifecycle, startup, update
+from m6proxy.shim import failback, flows, forks, lifecycle, reap, startup, update
 from m6proxy.shim.context import Context, Handshake
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
@@ -100,6 +100,7 @@ def begin_forks(core: Core, main: Context, now: float) -> None:
         fork.peer_locators = tuple(
             PeerLocator(known.address, known.proof, tested=known.tested)
             for known in main.peer_locators
+            if not known.stands_in
         )
         fork.handshake = Handshake(core.entropy.nonce(), route)
         core.contexts.bind_nonce(fork, fork.handshake.initiator_nonce)
@@ -327,8 +328,10 @@ def _fail(core: Core, context: Context, handshake: Handshake, now: float) -> Non
 
 def _may_go_back(core: Core, context: Context, now: float) -> None:
     """An exchange that did not go over the ULIDs began because they, or a path, did not work."""
-    if context.route != context.outbound_key and context.failback is None:
-        failback.begin(core, context, now)
+    if context.route != context.outbound_key:
+        if context.failback is None:
+            failback.begin(core, context, now)
+        reap.test_stand_in(core, context, now)
 
 
 def _send_current(core: Core, context: Context, now: float) -> None:

@@ -42,6 +42,7 @@ class Exploration:
         "_reported",
         "due_s",
         "ended_s",
+        "hearsay",
         "probes",
         "received",
         "sent",
@@ -62,6 +63,8 @@ class Exploration:
         """The same, once the pace of all searches has a slot for it."""
         self.probes = 0
         """How many were sent; decides how long to wait."""
+        self.hearsay = False
+        """Whether a hint alone began it, and no packet is known to lack its answer."""
         self.sent: tuple[ProbeRecord, ...] = ()
         """The latest first."""
         self.received: tuple[ProbeRecord, ...] = ()
@@ -73,6 +76,7 @@ class Exploration:
         self._pairs = tuple(pairs)
         self.received = ()
         self.probes = 0
+        self.hearsay = False
         self.started_s = now
         self.ended_s = NEVER
 
@@ -211,7 +215,7 @@ def preferred(
 
 def _ranked(peer: Iterable[PeerLocator]) -> list[tuple[int, PeerLocator]]:
     """The best first, with how many are better; among equals the stable ones, then by lot (SRV)."""
-    likings = [((one.priority, one.transient, one.lot), one) for one in peer]
+    likings = [((one.priority, one.transient, one.lot), one) for one in peer if not one.stands_in]
     likings.sort(key=_LIKING)
     ranked: list[tuple[int, PeerLocator]] = []
     for place, (liking, locator) in enumerate(likings):

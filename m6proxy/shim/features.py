@@ -25,5 +25,7 @@ class Feature(IntFlag):
     """Re-homed packets may carry the context tag in a destination option."""
 
 
-OURS: Final = Feature.CLOSE | Feature.DELTA | Feature.FLOWLABEL | Feature.DSTOPT
+OURS: Final = (
+    Feature.CLOSE | Feature.DELTA | Feature.FLOWLABEL | Feature.IDENTIFIER | Feature.DSTOPT
+)
 """What this version understands."""

@@ -2,8 +2,8 @@
 
 Each carrying context is told, also on its ULIDs, so that its packets need not visit us; and
 again whenever something of it changes. Forks are not: which packets they take is for us to say,
-and so their pair is marked ``slow``. Without such a data plane ``lifecycle`` tells of re-homed
-contexts only, and nothing here is called.
+and so their pair is marked ``slow``; so are contexts whose packets go without any tag. Without
+such a data plane ``lifecycle`` tells of re-homed contexts only, and nothing here is called.
 """
 
 from __future__ import annotations
@@ -63,10 +63,12 @@ def _entry(core: Core, context: Context, slot: int) -> KernelEntry:
         slot=slot,
         mode=context.mode,
         tail=context.shim_tail,
-        label=context.wire_label,
+        label=max(0, context.wire_label),
         mtu=context.mtu,
         uplink=uplink.name if uplink is not None else None,
-        slow=bool(context.forks) or context.state is not State.ESTABLISHED,
+        slow=bool(context.forks)
+        or context.state is not State.ESTABLISHED
+        or context.mode is DemuxMode.IDENTIFIER,
         tags=tuple(tags),
         local_locators=context.local_set.locators,
         peer_locators=tuple(dict.fromkeys((peer, *proved))),

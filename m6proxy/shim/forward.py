@@ -10,7 +10,8 @@ never touched: their pseudo-header keeps the ULIDs from end to end.
 That is demux mode ``exthdr``. Mode ``dstopt`` (docs/decisions/0021) differs by the kind of the
 header that goes in: destination options with the tag, of 8 octets too. In mode ``flowlabel``
 (docs/decisions/0014) nothing is inserted: ``relabel`` puts the receiver's label where the
-host's was, and ``unlabel`` leaves 0 there.
+host's was, and ``unlabel`` leaves 0 there. In mode ``identifier`` (docs/decisions/0017)
+``readdress`` changes the addresses and no more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Final
 
 from m6proxy.errors import MalformedMessage
 from m6proxy.reasons import Reason
-from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_DESTINATION, NEXT_SHIM, Walk, walk
+from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_DESTINATION, NEXT_SHIM, Walk, find_shim, walk
 from m6proxy.wire.payload import PAYLOAD_HEADER_OCTETS
 
 GROWTH_OCTETS: Final = PAYLOAD_HEADER_OCTETS
@@ -120,6 +121,21 @@ def with_label(packet: bytes, label: int) -> bytes:
     """The packet with another flow label (20 bits)."""
     head = int.from_bytes(packet[:4]) & ~_LABEL_MASK | label
     return head.to_bytes(4) + packet[4:]
+
+
+def readdress(packet: bytes, addresses: bytes) -> bytes:
+    """Put other addresses (32 octets) into a packet; all else stays."""
+    return b"".join((packet[:8], addresses, packet[40:]))
+
+
+def has_shim(packet: bytes) -> bool:
+    """Tell whether a packet has a shim header in its chain, as far as the chain makes sense."""
+    if packet[6] != NEXT_SHIM and packet[6] not in CHAINED:
+        return False
+    try:
+        return find_shim(packet) is not None
+    except MalformedMessage:
+        return packet[6] == NEXT_SHIM
 
 
 def relabel(packet: bytes, addresses: bytes, label: int) -> bytes:

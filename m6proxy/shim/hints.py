@@ -16,9 +16,11 @@ from m6proxy.names import LocatorPair
 from m6proxy.shim import forward, reap
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
+from m6proxy.shim.demux import UNTAGGED
 from m6proxy.wire.checksum import icmpv6_checksum
 from m6proxy.wire.dstopt import find_tag_option, option_tag
 from m6proxy.wire.ipv6 import MIN_MTU, find_shim
+from m6proxy.wire.message import ErrorCode, ErrorMessage
 from m6proxy.wire.payload import is_payload, parse_payload_header
 
 _UNREACHABLE: Final = 1
@@ -51,6 +53,31 @@ def handle_error(core: Core, packet: bytes, offset: int, now: float) -> None:
         reap.hint(core, context, "ICMPv6 error", now)
 
 
+def handle_plain(core: Core, context: Context, now: float) -> None:
+    """Plain payload came; from a peer that had left its ULIDs, and that our tags do not reach?
+
+    It may be back there, or have lost the context: then R1bis answers the Probe of the test.
+    """
+    if context.last_in_pair != context.inbound_key:
+        context.last_in_pair = context.inbound_key
+        reap.hint(core, context, "plain packets", now)
+
+
+def handle_lost(core: Core, message: ErrorMessage, route: LocatorPair, now: float) -> bool:
+    """The peer's end says that a packet without a tag met no context: it may have lost its own.
+
+    Returns whether it is about one that we send such packets in, over that pair. The Probe of
+    the test has the tag, and R1bis answers it when the context is lost.
+    """
+    if message.code != ErrorCode.NO_CONTEXT or message.packet[8:40] != route.local + route.peer:
+        return False
+    context = core.contexts.by_sent_label.get((message.packet[8:40], UNTAGGED))
+    if context is None:
+        return False
+    reap.hint(core, context, "the peer has no context", now)
+    return True
+
+
 def _is_about_the_path(packet: bytes, offset: int) -> bool:
     kind, code = packet[offset], packet[offset + 1]
     if kind == _UNREACHABLE:
@@ -66,7 +93,7 @@ def _sender(core: Core, quoted: bytes) -> Context | None:
     addresses = quoted[8:40]
     context = core.contexts.by_outbound.get(addresses)
     if context is None:
-        context = core.contexts.by_sent_label.get((addresses, forward.label_of(quoted)))
+        context = core.contexts.by_sent_bare(quoted)
     if context is None:
         try:
             route = LocatorPair(addresses[:16], addresses[16:])
@@ -79,4 +106,6 @@ def _sender(core: Core, quoted: bytes) -> Context | None:
         except MalformedMessage:
             return None
         context = core.contexts.by_sent(tag, route)
-    return context if context is not None and context.route == addresses else None
+    if context is None or addresses != (context.wire_addresses or context.route):
+        return None
+    return context

@@ -17,6 +17,7 @@ from m6proxy.names import Address, LocatorPair
 from m6proxy.shim import detect, forward, lifecycle
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
+from m6proxy.shim.demux import UNTAGGED
 from m6proxy.shim.timers import ICMP_HOLDDOWN_S
 from m6proxy.shim.transitions import Input, legal
 from m6proxy.shim.verdict import CONSUMED, Verdict
@@ -52,7 +53,7 @@ def handle_error(core: Core, packet: bytes, offset: int, now: float) -> Verdict:
     if icmpv6_checksum(packet[8:24], packet[24:40], packet[offset:]) != 0:
         return None
     if core.contexts.by_sent_label:
-        translated = _translate_labelled(core, packet, offset)
+        translated = _translate_bare(core, packet, offset)
         if translated is not None:
             return translated
     quoted = _Quoted.parse(core, packet[offset + _ICMP_OCTETS :])
@@ -134,13 +135,15 @@ def _translate(core: Core, packet: bytes, offset: int, quoted: _Quoted) -> Verdi
     return b"".join((packet[:4], length.to_bytes(2), packet[6:24], host, packet[40:offset], body))
 
 
-def _translate_labelled(core: Core, packet: bytes, offset: int) -> bytes | None:
-    """The same about a packet that went out with the peer's flow label: no number changes."""
+def _translate_bare(core: Core, packet: bytes, offset: int) -> bytes | None:
+    """The same about a packet that went out without payload header: no number changes."""
     quoted = packet[offset + _ICMP_OCTETS :]
-    context = core.contexts.by_sent_label.get((quoted[8:40], forward.label_of(quoted)))
+    context = core.contexts.by_sent_bare(quoted)
     if context is None:
         return None
-    inner = forward.unlabel(quoted, context.outbound_key)
+    untagged = context.wire_label == UNTAGGED
+    restored = forward.readdress if untagged else forward.unlabel
+    inner = restored(quoted, context.outbound_key)
     host = context.outbound_key[:16]
     head = packet[offset : offset + 2] + b"\x00\x00" + packet[offset + 4 : offset + _ICMP_OCTETS]
     body = _sealed(packet[8:24], host, head + inner)

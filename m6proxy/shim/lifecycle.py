@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from m6proxy.errors import PeerViolation
-from m6proxy.names import LocatorPair
+from m6proxy.names import Address, LocatorPair
 from m6proxy.reasons import Reason
 from m6proxy.shim import flows, forward
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
-from m6proxy.shim.demux import DemuxMode
+from m6proxy.shim.demux import UNTAGGED, DemuxMode
 from m6proxy.shim.effects import InstallFlow, RemoveFlow, What
 from m6proxy.shim.timers import NEVER, SEND_TIMEOUT_S
 from m6proxy.shim.transitions import Input, ReapState, State, legal
@@ -71,7 +71,11 @@ def enter(core: Core, context: Context, after: State, cause: Input, now: float) 
 def _remember(core: Core, context: Context, now: float) -> None:
     """Keep what a context proved beyond its end, for the next start."""
     ulid = context.outbound_key[16:]
-    proved = [one.address for one in context.peer_locators if one.proved and one.address != ulid]
+    proved = [
+        one.address
+        for one in context.peer_locators
+        if one.proved and one.address != ulid and not one.stands_in
+    ]
     core.peers.note_capable(ulid, now, tuple(proved))
 
 
@@ -83,7 +87,6 @@ def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> No
     context.route = route
     context.rehomed_s = now
     context.rehomings += 1
-    core.contexts.expect_label(context)
     refresh_path(core, context)
     core.report(What.REHOMED, context.pair, pair)
 
@@ -102,19 +105,78 @@ def refresh_path(core: Core, context: Context) -> None:
     uplink = context.local_set.uplink_of(context.route[:16])
     context.mtu = uplink.mtu if uplink else 0xFFFF
     context.told_too_big_s = NEVER
-    context.wire_addresses = context.route
-    labelled = context.mode is DemuxMode.FLOWLABEL and not on_ulids
-    context.wire_label = context.peer_label if labelled else 0
+    wire = wire_pair(core, context, context.locators)
+    stand_in = context.peer_locator(wire.peer)
+    if wire != context.locators and not (stand_in and stand_in.tested):
+        wire = context.locators
+    context.wire_addresses = wire.local + wire.peer
+    context.wire_label = 0 if on_ulids else _wire_label(core, context, wire)
     if context.mode is DemuxMode.DSTOPT:
         context.shim_tail, context.wire_kind = option_tail(context.peer_tag), forward.OPTION
     else:
         context.shim_tail = b"\x00" + (_PAYLOAD_BIT | context.peer_tag).to_bytes(6)
         context.wire_kind = forward.SHIM
-    core.contexts.bind_sent(context, context.route)
+    core.contexts.bind_sent(context, context.wire_addresses)
+    if not on_ulids:
+        expect_rehomed(core, context, context.locators)
     if core.slots is not None:
         flows.install(core, context)
     elif context.fii == 0:
         core.effects.append(InstallFlow(context.pair, context.locators, context.peer_tag))
+
+
+def _wire_label(core: Core, context: Context, wire: LocatorPair) -> int:
+    """What stands in the place of the label in packets between these addresses.
+
+    The peer finds the context without any tag when the destination is locator-only, and the
+    source is so too or the ULID. All locators but the ULID are locator-only at an end that asked
+    for this; that we did the peer has heard for sure when we asked for nothing else before.
+    """
+    if context.mode_wanted is DemuxMode.FLOWLABEL:
+        return context.peer_label
+    if context.mode_wanted is not DemuxMode.IDENTIFIER or wire.peer == context.outbound_key[16:]:
+        return 0
+    known = context.peer_locator(wire.peer)
+    first = core.settings.demux[0] is DemuxMode.IDENTIFIER
+    ours = first or wire.local == context.outbound_key[:16]
+    theirs = known is not None and (known.listed or known.stands_in)
+    return UNTAGGED if ours and theirs else 0
+
+
+def wire_pair(core: Core, context: Context, pair: LocatorPair) -> LocatorPair:
+    """The addresses of probes and packets over a pair: to the peer's ULID, from another place
+    than ours, they go to what stands in for it, where both ends do without tags."""
+    ulids = context.pair
+    if pair.peer != ulids.peer or pair.local == ulids.local:
+        return pair
+    if context.peer_mode is not DemuxMode.IDENTIFIER:
+        return pair
+    if core.settings.demux[0] is not DemuxMode.IDENTIFIER:
+        return pair
+    for locator in context.peer_locators:
+        if locator.stands_in and locator.proved:
+            return LocatorPair(pair.local, locator.address)
+    return pair
+
+
+def meant_pair(context: Context, pair: LocatorPair) -> LocatorPair:
+    """The locator pair that a probe of ours was for; the peer's stand-in is its ULID's place."""
+    known = context.peer_locator(pair.peer)
+    stands_in = known is not None and known.stands_in
+    return LocatorPair(pair.local, context.outbound_key[16:]) if stands_in else pair
+
+
+def expect_rehomed(core: Core, context: Context, route: LocatorPair) -> None:
+    """Packets may come over this pair, which is not the ULIDs, that no tag shows to be ours."""
+    core.contexts.expect_label(context)
+    if not core.settings.asks_for(DemuxMode.IDENTIFIER) or context.fii:
+        return
+    local: Address | None = route.local
+    if local == context.outbound_key[:16]:
+        local = context.local_set.stand_in
+    ours = route.peer == context.outbound_key[16:]
+    if local is not None and (ours or context.peer_mode is DemuxMode.IDENTIFIER):
+        core.contexts.expect_untagged(context, route.peer + local)
 
 
 def refuse(core: Core, context: Context, cause: Input, holddown_s: float, now: float) -> None:

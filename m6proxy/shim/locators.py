@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 from weakref import WeakValueDictionary
 
+from m6proxy.discovery.addressing import PLAIN, LocatorMap
 from m6proxy.names import Address, Prefix
 from m6proxy.proof.judge import Proof
 from m6proxy.shim.entropy import Entropy
@@ -38,13 +39,28 @@ class Uplink:
 
 
 class LocalSet:
-    """Ls(local) of one host: its address under each uplink's prefix. Shared by its contexts."""
+    """Ls(local) of one host: its locator in each uplink's prefix. Shared by its contexts."""
 
-    __slots__ = ("__weakref__", "_since", "broken", "generation", "locators", "ranks", "uplinks")
+    __slots__ = (
+        "__weakref__",
+        "_since",
+        "broken",
+        "generation",
+        "locators",
+        "ranks",
+        "stand_in",
+        "uplinks",
+    )
 
-    def __init__(self, ulid: Address, uplinks: Iterable[Uplink], generation: int) -> None:
+    def __init__(
+        self,
+        ulid: Address,
+        uplinks: Iterable[Uplink],
+        generation: int,
+        locator_map: LocatorMap = PLAIN,
+    ) -> None:
         self.uplinks = tuple(sorted(uplinks, key=lambda u: (u.preference, u.name)))
-        self.locators = tuple(uplink.prefix.graft(ulid) for uplink in self.uplinks)
+        self.locators = tuple(locator_map.locator(ulid, u.prefix) for u in self.uplinks)
         likings = [uplink.preference for uplink in self.uplinks]
         self.ranks = tuple(likings.index(liking) for liking in likings)
         """For each locator, how many of them the operator likes better."""
@@ -52,6 +68,8 @@ class LocalSet:
         self.generation = generation
         self._since: tuple[int, LocatorDelta] | None = None
         """The last difference that was asked for, and from which generation."""
+        self.stand_in = locator_map.stand_in(ulid)
+        """Where packets without a tag may come in the place of the ULID, if there is such."""
 
     def uplink_of(self, locator: Address) -> Uplink | None:
         """The uplink that a locator of this set belongs to."""
@@ -131,8 +149,11 @@ class LocalSet:
 class LocalSets:
     """The uplinks, and the set of each local host that has a context."""
 
-    def __init__(self, uplinks: Iterable[Uplink], entropy: Entropy) -> None:
+    def __init__(
+        self, uplinks: Iterable[Uplink], entropy: Entropy, locator_map: LocatorMap = PLAIN
+    ) -> None:
         self._entropy = entropy
+        self._map = locator_map
         self._uplinks = {uplink.name: uplink for uplink in uplinks}
         self._down = [uplink for uplink in self._uplinks.values() if not uplink.up]
         self._by_ulid: WeakValueDictionary[Address, LocalSet] = WeakValueDictionary()
@@ -146,21 +167,31 @@ class LocalSets:
         """Tell whether an address lies in one of the site's prefixes."""
         return any(uplink.prefix.contains(octets) for uplink in self._uplinks.values())
 
+    def is_locator_only(self, octets: Address) -> bool:
+        """Tell whether an address is one of ours that no host has."""
+        return self._map.is_locator_only(octets)
+
+    def meant(self, octets: Address) -> Address:
+        """The ULID that an address of ours stands in for, or the address itself."""
+        return self._map.meant(octets)
+
     def is_down(self, octets: Address) -> bool:
         """Tell whether an address belongs to an uplink that is down."""
         return any(uplink.prefix.contains(octets) for uplink in self._down)
 
     def same_host(self, ulid: Address, locator: Address) -> bool:
-        """Tell whether ULID and locator are addresses of one host of the site."""
-        return self.is_local(ulid) and any(
-            uplink.prefix.graft(ulid) == locator for uplink in self._uplinks.values()
+        """Tell whether a ULID can be one of the site's, and has this locator."""
+        return (
+            self.is_local(ulid)
+            and not self.is_locator_only(ulid)
+            and any(self._map.locator(ulid, u.prefix) == locator for u in self._uplinks.values())
         )
 
     def by_ulid(self, ulid: Address) -> LocalSet:
         """The set of a host; the same object as long as anybody holds it."""
         found = self._by_ulid.get(ulid)
         if found is None:
-            found = LocalSet(ulid, self._uplinks.values(), self._entropy.nonce())
+            found = LocalSet(ulid, self._uplinks.values(), self._entropy.nonce(), self._map)
             self._by_ulid[ulid] = found
         return found
 
@@ -197,6 +228,7 @@ class PeerLocator:
     broken = _flag(2, "The peer says that it does not work.")
     tested = _flag(4, "A probe to it was answered.")
     transient = _flag(8, "The peer says that it is less stable: the last among equals.")
+    stands_in = _flag(16, "In the place of the ULID, for packets without a tag; never else.")
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from m6proxy.reasons import Reason
 from m6proxy.shim import forward, icmp
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
+from m6proxy.shim.demux import UNTAGGED
 from m6proxy.shim.effects import SendPacket
 from m6proxy.shim.timers import NEVER
 from m6proxy.shim.verdict import Verdict
@@ -27,6 +28,8 @@ def rewrite(core: Core, context: Context, packet: bytes, now: float) -> Verdict:
     if addresses is None:
         return None
     label = context.wire_label
+    if label == UNTAGGED and forward.has_shim(packet):
+        label = 0  # without a tag it would be taken for a message to the peer's shim
     growth = 0 if label else forward.GROWTH_OCTETS
     if len(packet) + growth > context.mtu:
         refused = _too_big(core, context, packet, growth, now)
@@ -34,6 +37,8 @@ def rewrite(core: Core, context: Context, packet: bytes, now: float) -> Verdict:
             return refused
     if label:
         core.rewritten += 1
+        if label == UNTAGGED:
+            return forward.readdress(packet, addresses)
         return forward.relabel(packet, addresses, label)
     try:
         rewritten = forward.rewrite(packet, addresses, context.shim_tail, context.wire_kind)
@@ -41,15 +46,20 @@ def rewrite(core: Core, context: Context, packet: bytes, now: float) -> Verdict:
         return core.drop(malformed.reason)
     core.rewritten += 1
     if core.contexts.by_sent_label:
-        return unmistaken(core, rewritten) or rewritten
+        key = (addresses, forward.label_of(rewritten))
+        if key in core.contexts.by_sent_label:
+            return forward.with_label(rewritten, 0)
     return rewritten
 
 
-def unmistaken(core: Core, packet: bytes) -> bytes | None:
-    """Take a flow label away that the receiver would mistake for a context's; None: it is none.
+def unmistaken(core: Core, packet: bytes) -> Verdict:
+    """See to it that the receiver does not take a plain packet for a re-homed context's.
 
-    The host chose it by chance, and the packet's addresses are those of a re-homed context.
+    Its addresses are those of such a context. A flow label, which the host chose by chance, is
+    taken away; where addresses alone tell, the packet is to an address that nobody has.
     """
+    if (packet[8:40], UNTAGGED) in core.contexts.by_sent_label:
+        return core.drop(Reason.NOBODYS_ADDRESS)
     if (packet[8:40], forward.label_of(packet)) in core.contexts.by_sent_label:
         return forward.with_label(packet, 0)
     return None

@@ -58,6 +58,7 @@ _LOCATOR_OCTETS: Final = 19
 _LOT_MIN: Final = 1e-9
 _FEATURE_OF: Final[dict[int, Feature]] = {
     DemuxMode.FLOWLABEL: Feature.FLOWLABEL,
+    DemuxMode.IDENTIFIER: Feature.IDENTIFIER,
     DemuxMode.DSTOPT: Feature.DSTOPT,
 }
 _LISTED_MAX: Final = 255
@@ -80,14 +81,7 @@ def offer(
         options.append(KeepaliveTimeout(max(1, int(core.settings.send_timeout_s))))
     if OURS:
         options.append(Features(OURS))
-    asked: dict[DemuxMode, int] = {}
-    if context.label and (context.peer_features & Feature.FLOWLABEL or not context.carries):
-        asked[DemuxMode.FLOWLABEL] = context.label
-    if core.settings.asks_for(DemuxMode.DSTOPT) and (
-        context.peer_features & Feature.DSTOPT or not context.carries
-    ):
-        asked[DemuxMode.DSTOPT] = 0
-    options += [Demux(mode, asked[mode]) for mode in core.settings.demux if mode in asked]
+    options += _asked(core, context)
     local_set = context.local_set
     room_octets -= len(encode_options(options))
     listed = local_set.options()
@@ -98,6 +92,24 @@ def offer(
     if count < total:
         core.report(What.SHORTENED, context.pair, f"{total - count} of {total} did not fit")
     return (*listed, *options), count == total
+
+
+def _asked(core: Core, context: Context) -> list[Demux]:
+    """How we ask the peer to send, for those modes that it may understand."""
+    asked = {
+        DemuxMode.FLOWLABEL: Demux(DemuxMode.FLOWLABEL, context.label) if context.label else None,
+        DemuxMode.IDENTIFIER: None
+        if context.fii
+        else Demux(DemuxMode.IDENTIFIER, stand_in=context.local_set.stand_in),
+        DemuxMode.DSTOPT: Demux(DemuxMode.DSTOPT),
+    }
+    return [
+        option
+        for mode in core.settings.demux
+        if core.settings.asks_for(mode)
+        and (context.peer_features & _FEATURE_OF[mode] or not context.carries)
+        and (option := asked[mode]) is not None
+    ]
 
 
 def adopt_peer(
@@ -114,8 +126,8 @@ def adopt_peer(
     core.contexts.bind_peer_tag(context, peer_tag)
     features = find(options, Features)
     context.peer_features = features.bits & OURS if features is not None else 0
-    context.peer_mode, context.peer_label = DemuxMode.EXTHDR, 0
-    adopt_demux(core, context, options)
+    asked = tuple(option for option in options if isinstance(option, Demux))
+    _take_modes(core, context, asked, evidence.data)
     name = find(options, SenderName)
     claimed = name.name if name is not None else None
     data = evidence.data
@@ -126,21 +138,49 @@ def adopt_peer(
 
 def adopt_demux(core: Core, context: Context, options: tuple[Option, ...]) -> None:
     """Send in the first mode that the peer asks for and our policy has; no option: no change."""
-    asked = [option for option in options if isinstance(option, Demux)]
-    if not asked:
-        return
+    asked = tuple(option for option in options if isinstance(option, Demux))
+    if asked:
+        _take_modes(core, context, asked, None)
+
+
+def _take_modes(
+    core: Core, context: Context, asked: tuple[Demux, ...], data: NameData | None
+) -> None:
+    before = context.peer_mode
     context.peer_mode, context.peer_label = DemuxMode.EXTHDR, 0
+    stand_in: Address | None = None
     for option in asked:
         feature = _FEATURE_OF.get(option.mode)
         if feature is None or not context.peer_features & feature:
             continue
         mode = DemuxMode(option.mode)
+        if mode is DemuxMode.IDENTIFIER and context.fii:
+            continue
         if mode in core.settings.demux and (option.label or mode is not DemuxMode.FLOWLABEL):
             context.peer_mode, context.peer_label = mode, option.label
+            stand_in = option.stand_in if mode is DemuxMode.IDENTIFIER else None
             break
+    _take_stand_in(context, stand_in, data)
     context.unlabelled_route = None
+    if context.exploration is not None:
+        context.exploration.hearsay = True  # what was not answered before has its reason now
+    if before is DemuxMode.IDENTIFIER is not context.peer_mode:
+        core.contexts.forget_untagged(context)
     if context.carries:
         lifecycle.refresh_path(core, context)
+
+
+def _take_stand_in(context: Context, octets: Address | None, data: NameData | None) -> None:
+    """Know what stands in for the peer's ULID; it is proved, and tested, like a locator."""
+    others = tuple(known for known in context.peer_locators if not known.stands_in)
+    known = next((known for known in context.peer_locators if known.stands_in), None)
+    if octets is None or any(locator.address == octets for locator in others):
+        context.peer_locators = others
+    elif known is None or known.address != octets:
+        (proof,) = prove_locators(context.outbound_key[16:], (octets,), data)
+        added = PeerLocator(octets, proof if _is_unicast(octets) else Proof.NONE)
+        added.stands_in = True
+        context.peer_locators = (*others, added)
 
 
 def adopt_locators(
@@ -339,4 +379,7 @@ def _merged(context: Context, listed: LocatorList, evidence: Evidence) -> tuple[
             kept = context.peer_locator(octets) or PeerLocator(octets, Proof.ULID)
             kept.listed, kept.broken = False, True
             merged[octets] = kept
+    for known in context.peer_locators:
+        if known.stands_in:
+            merged.setdefault(known.address, known)
     return tuple(merged.values())

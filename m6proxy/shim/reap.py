@@ -28,7 +28,7 @@ from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import AskProof, Searched, What
 from m6proxy.shim.exploration import Exploration, best, candidates
 from m6proxy.shim.held import HeldSegments
-from m6proxy.shim.lifecycle import refresh_path, use_route
+from m6proxy.shim.lifecycle import meant_pair, refresh_path, use_route, wire_pair
 from m6proxy.shim.outward import send_held
 from m6proxy.shim.routability import may_send
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S, REPROOF_S
@@ -59,7 +59,7 @@ def payload_out(core: Core, context: Context, packet: bytes, now: float) -> None
             context.send_due_s = now + context.send_timeout_s
             core.timers.arm(context, context.send_due_s)
         if repeats:
-            hint(core, context, "TCP gets no answer", now)
+            hint(core, context, "TCP gets no answer", now, hearsay=False)
     else:
         handle(core, context, ReapEvent.PAYLOAD_OUT, now)
 
@@ -81,12 +81,17 @@ def payload_in(core: Core, context: Context, packet: bytes, now: float) -> None:
         handle(core, context, ReapEvent.PAYLOAD_IN, now)
 
 
-def hint(core: Core, context: Context, why: str, now: float) -> None:
-    """Test a context whose path may be dead, for all that somebody says; not too often."""
+def hint(core: Core, context: Context, why: str, now: float, *, hearsay: bool = True) -> None:
+    """Test a context whose path may be dead, for all that somebody says; not too often.
+
+    ``hearsay``: nothing is known to lack an answer.
+    """
     if may_test(context, now):
         context.hinted_s = now
         core.report(What.HINT, context.pair, why)
         suspect(core, context, now)
+        if context.exploration is not None:
+            context.exploration.hearsay = hearsay
 
 
 def may_test(context: Context, now: float) -> bool:
@@ -123,17 +128,21 @@ def handle_probe(
 ) -> None:
     """§6.7 to §6.9. Raises PeerViolation when the probe does not describe itself truly."""
     first = probe.sent[0]
-    if (first.src, first.dst) != (route.peer, route.local):
+    if (first.src, core.local_sets.meant(first.dst)) != (route.peer, route.local):
         raise PeerViolation(Reason.BAD_FIELD, "the first probe record is not this probe")
     event = _EVENT_OF_PROBE[probe.state]
     exploration = context.exploration
-    confirmed = exploration.confirmed(probe.received) if exploration is not None else ()
+    reported = exploration.confirmed(probe.received) if exploration is not None else ()
+    confirmed = tuple(meant_pair(context, pair) for pair in reported)
     if event is ReapEvent.PROBE_INBOUND_OK_IN and not confirmed and _leaves_open(context, probe):
         event = ReapEvent.PROBE_EXPLORING_IN
-    for pair in confirmed:
+    for pair in reported:
         locator = context.peer_locator(pair.peer)
-        if locator is not None:
+        if locator is not None and not locator.tested:
             locator.tested = True
+            if locator.stands_in:
+                refresh_path(core, context)
+    for pair in confirmed:
         context.suspects = context.suspects - {pair.local, pair.peer} or NO_LOCATORS
     if context.reap_state is not ReapState.OPERATIONAL:
         for pair in confirmed:
@@ -166,6 +175,16 @@ def suspect(core: Core, context: Context, due_s: float, slot_s: float = NEVER) -
     exploration.restart(_pairs(core, context, due_s), due_s)
     exploration.due_s, exploration.slot_s = due_s, slot_s
     core.rearm(context)
+
+
+def test_stand_in(core: Core, context: Context, now: float) -> None:
+    """A context that began away from its ULIDs never tried what stands in for the peer's."""
+    if not context.carries or context.reap_state is not ReapState.OPERATIONAL:
+        return
+    wire = wire_pair(core, context, context.locators)
+    known = context.peer_locator(wire.peer)
+    if wire != context.locators and known is not None and not known.tested:
+        suspect(core, context, now)
 
 
 def explore(core: Core, context: Context, now: float) -> None:
@@ -224,9 +243,11 @@ def expire(core: Core, context: Context, now: float) -> None:
         return
     if exploration.due_s and now >= exploration.due_s and _has_slot(core, exploration, now):
         exploration.due_s = NEVER
-        suspected = context.reap_state is ReapState.OPERATIONAL
+        suspected, hearsay = context.reap_state is ReapState.OPERATIONAL, exploration.hearsay
         handle(core, context, ReapEvent.SEND_TIMER if suspected else ReapEvent.RETRANSMIT, now)
         exploration = context.exploration
+        if exploration is not None:
+            exploration.hearsay = hearsay
     if exploration is None or not exploration.ended_s:
         return
     if now >= exploration.ended_s + RELEASE_EXPLORATION_S:
@@ -390,12 +411,15 @@ def _doubt_label(core: Core, context: Context) -> None:
     """Probes pass the pair in use, but packets were not answered: maybe it loses flow labels,
     or drops packets with options.
 
-    Probes carry none, so nothing else would show it. The payload header survives any path.
+    Probes carry none, so nothing else would show it. The payload header survives any path. A
+    hint that began a test of ours says nothing about that (docs/decisions/0014).
     """
     exploration, rehomed_s = context.exploration, context.rehomed_s
     if context.mode is DemuxMode.EXTHDR or exploration is None or rehomed_s is None:
         return
-    if context.reap_state is not ReapState.OPERATIONAL and exploration.started_s > rehomed_s:
+    if exploration.hearsay or context.reap_state is ReapState.OPERATIONAL:
+        return
+    if exploration.started_s > rehomed_s:
         mode = context.demux
         context.unlabelled_route = context.route
         refresh_path(core, context)
@@ -406,6 +430,7 @@ def _send_probe(core: Core, context: Context, now: float) -> None:
     exploration = context.exploration or _explore(core, context, now)
     operational = context.reap_state is ReapState.OPERATIONAL
     pair = context.locators if operational else exploration.take_pair()
+    pair = wire_pair(core, context, pair) if pair is not None else None
     if not operational:
         exploration.probes += 1
         exploration.due_s = now + exploration.wait_s() * core.entropy.uniform(0.9, 1.1)

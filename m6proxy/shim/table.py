@@ -1,4 +1,4 @@
-"""Finding contexts: by ULID pair, tag, flow label and nonce (RFC 5533 §12.4)."""
+"""Finding contexts: by ULID pair, tag, flow label, addresses and nonce (RFC 5533 §12.4)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Final
 
 from m6proxy.names import LocatorPair, Tag
 from m6proxy.shim.context import Context
-from m6proxy.shim.demux import DemuxMode
+from m6proxy.shim.demux import UNTAGGED, DemuxMode
 from m6proxy.shim.entropy import Entropy
+from m6proxy.shim.forward import has_shim, label_of
 from m6proxy.wire.dstopt import SHORT_MASK, short_tag
 
 LABELS_MAX: Final = 1 << 19
@@ -26,6 +27,7 @@ class ContextTable:
         "_by_pair",
         "_by_peer_tag",
         "_forks",
+        "_untagged_keys",
         "by_forked",
         "by_inbound",
         "by_label",
@@ -34,6 +36,7 @@ class ContextTable:
         "by_sent_option",
         "by_short_tag",
         "by_tag",
+        "by_untagged",
         "expected_labels",
     )
 
@@ -51,7 +54,11 @@ class ContextTable:
         self.expected_labels: dict[int, Context] = {}
         """Those of them that have seen a locator pair other than the ULIDs."""
         self.by_sent_label: dict[tuple[bytes, int], Context] = {}
-        """Re-homed contexts by the addresses (32 octets) and flow label of what they send."""
+        """Re-homed contexts by the addresses (32 octets) and flow label of what they send;
+        UNTAGGED stands for any label."""
+        self.by_untagged: dict[bytes, Context] = {}
+        """By the source and destination (32 octets) that their packets may have without a tag."""
+        self._untagged_keys: dict[Context, tuple[bytes, ...]] = {}
         self.by_short_tag: dict[int, Context] = {}
         """Contexts by the 32 bits of CT(local) that fit an option, where peers may send those."""
         self.by_sent_option: dict[tuple[bytes, int], Context] = {}
@@ -119,6 +126,21 @@ class ContextTable:
         if context.label:
             self.expected_labels[context.label] = context
 
+    def expect_untagged(self, context: Context, pair: bytes) -> None:
+        """From now on packets between these addresses (32 octets) are the context's.
+
+        The first context that they are promised to keeps them.
+        """
+        if self.by_untagged.setdefault(pair, context) is context:
+            known = self._untagged_keys.get(context, ())
+            if pair not in known:
+                self._untagged_keys[context] = (*known, pair)
+
+    def forget_untagged(self, context: Context) -> None:
+        """No packet without a tag is the context's any more."""
+        for pair in self._untagged_keys.pop(context, ()):
+            del self.by_untagged[pair]
+
     def bind_sent(self, context: Context, route: bytes | None) -> None:
         """Note what the context puts into packets on a route (32 octets), or that it stops."""
         if context.sent_key is not None:
@@ -131,9 +153,20 @@ class ContextTable:
         if mode is DemuxMode.FLOWLABEL:
             context.sent_key = (route, context.peer_label)
             self.by_sent_label[context.sent_key] = context
+        elif mode is DemuxMode.IDENTIFIER:
+            context.sent_key = (route, UNTAGGED)
+            self.by_sent_label[context.sent_key] = context
         elif mode is DemuxMode.DSTOPT:
             context.sent_key = (route, _OPTION_KEY | short_tag(context.peer_tag))
             self.by_sent_option[context.sent_key] = context
+
+    def by_sent_bare(self, packet: bytes) -> Context | None:
+        """Find the context that sent a packet with no payload header, by addresses and label."""
+        addresses = packet[8:40]
+        context = self.by_sent_label.get((addresses, label_of(packet)))
+        if context is not None or has_shim(packet):
+            return context
+        return self.by_sent_label.get((addresses, UNTAGGED))
 
     def open(self, context: Context) -> None:
         """Let packets find the context; forks are not found by their ULIDs."""
@@ -145,7 +178,8 @@ class ContextTable:
             self.by_inbound[context.inbound_key] = context
 
     def close(self, context: Context) -> None:
-        """Let no packet find the context by its ULIDs any more."""
+        """Let no packet find the context by its addresses any more."""
+        self.forget_untagged(context)
         if self.by_inbound.get(context.inbound_key) is context:
             self.by_outbound.pop(context.outbound_key, None)
             self.by_forked.pop(context.outbound_key, None)

@@ -62,7 +62,8 @@ def render_table(
     uplinks = [{"interface": u.interface, "prefix": str(u.prefix)} for u in settings.uplinks]
     hooks = [{"unhook": line} for line in unhook]
     gone = [{"stale": branch} for branch in stale]
-    return _expand(settings, _template(table), (lans, uplinks, hooks, gone))
+    nobodys = [{"locator_only": str(pattern)} for pattern in settings.locator_only]
+    return _expand(settings, _template(table), (lans, uplinks, nobodys, hooks, gone))
 
 
 def render_rehomed(settings: SteeringSettings, tree: Tree, stale: Iterable[str] = ()) -> str:

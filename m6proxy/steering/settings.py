@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from m6proxy.discovery.addressing import Pattern
 from m6proxy.names import ADDRESS_OCTETS, Address, Prefix
 
 _INTERFACE = re.compile(r"[A-Za-z0-9_.@:-]{1,15}")
@@ -50,6 +51,8 @@ class SteeringSettings:
     """The routing table of the first uplink; the next ones follow."""
     rule_priority: int = 14_000
     """Priority of the rule that spares connected networks; the next number selects the table."""
+    locator_only: tuple[Pattern, ...] = ()
+    """Destinations that no machine has: only through the engine, dropped when it is dead."""
 
     def __post_init__(self) -> None:
         if not _SITE.fullmatch(self.site):

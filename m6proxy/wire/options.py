@@ -236,11 +236,16 @@ class Demux:
     """How packets to the sender may find the context: ours, never critical (docs/wire.md)."""
 
     mode: int
-    """8 bits: 0 payload header, 1 flow label, 3 destination option; others are kept and mean 0."""
+    """8 bits: 0 payload header, 1 flow label, 2 nothing, 3 destination option; others are kept and
+    mean 0."""
     label: int = 0
     """20 bits: the flow label that the sender chose, 0 when there is none."""
+    stand_in: Address | None = None
+    """16 octets: a locator-only address in the place of the sender's ULID, if there is one."""
 
     def __post_init__(self) -> None:
+        if self.stand_in is not None:
+            _check_address(self.stand_in)
         if not 0 <= self.mode <= _MAX_U8 or not 0 <= self.label <= _MAX_FLOW_LABEL:
             raise ValueError("a mode is 8 bits and a flow label 20")
 
@@ -463,9 +468,10 @@ def _parse_features(contents: bytes) -> Features:
 
 
 def _parse_demux(contents: bytes) -> Demux:
-    if len(contents) != _U32.size:
-        raise _BadContents("the length of demux is 4")
-    return Demux(contents[0], int.from_bytes(contents) & _MAX_FLOW_LABEL)
+    if len(contents) not in (_U32.size, _U32.size + ADDRESS_OCTETS):
+        raise _BadContents("the length of demux is 4, or 20 with an address")
+    label = int.from_bytes(contents[: _U32.size]) & _MAX_FLOW_LABEL
+    return Demux(contents[0], label, contents[_U32.size :] or None)
 
 
 def _parse_locator_delta(contents: bytes) -> LocatorDelta:
@@ -554,8 +560,8 @@ def _encode_option(option: Option) -> bytes:
                     *removed,
                 )
             )
-        case Demux(mode, label):
-            number, contents = NUMBER_DEMUX, _U32.pack(mode << 24 | label)
+        case Demux(mode, label, stand_in):
+            number, contents = NUMBER_DEMUX, _U32.pack(mode << 24 | label) + (stand_in or b"")
         case UnknownOption(number, critical, contents):
             pass
     length = len(contents)

@@ -64,6 +64,8 @@ class ErrorCode(IntEnum):
     METHOD_FAILED = 2
     GENERATION_OUT_OF_SYNC = 3
     PREFERENCE_COUNT = 4
+    NO_CONTEXT = 120
+    """Ours, from the range for experiments: a packet without a tag met no context."""
 
 
 @dataclass(frozen=True, slots=True)

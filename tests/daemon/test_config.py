@@ -81,14 +81,80 @@ def test_demux_modes_in_order_of_preference() -> None:
     [
         ("[flowlabel]", "exthdr is missing"),
         ("[exthdr, exthdr]", "a mode stands there twice"),
-        ("[tags, exthdr]", "'tags' is no demux mode; the modes are exthdr, flowlabel, dstopt"),
-        ("exthdr", "'exthdr' is not a list of `dstopt`, `exthdr` and `flowlabel`"),
-        ("[]", "is not a list of `dstopt`, `exthdr` and `flowlabel`"),
+        ("[tags, exthdr]", "the modes are exthdr, flowlabel, identifier, dstopt"),
+        ("exthdr", "'exthdr' is not a list of `dstopt`, `exthdr`, `flowlabel` and `identifier`"),
+        ("[]", "is not a list of `dstopt`, `exthdr`, `flowlabel` and `identifier`"),
     ],
 )
 def test_demux_modes_that_cannot_be(written: str, what: str) -> None:
     (problem,) = problems(changed("send_timeout_s", f"demux: {written}, send_timeout_s"))
     assert "f.yaml:7: policy.demux" in problem and what in problem
+
+
+NSQUARE = "locators: {map: nsquare}\n"
+
+
+def test_n_square_addresses_have_their_mark_where_the_prefixes_end() -> None:
+    config = parse_config(CONTRACT + NSQUARE, "")
+    ulid = address("2001:db8:a1:1::11")
+    second = config.uplinks[1].prefix
+    assert config.locator_map.locator(ulid, second) == address("2001:db8:a2:4001::11")
+    assert config.capability.mark_at == 48
+    assert len(config.steering.locator_only) == 4
+    moved = parse_config(CONTRACT + "locators: {map: nsquare, mark_at: 60}\n", "")
+    assert moved.locator_map.locator(ulid, second) == address("2001:db8:a2:5::11")
+
+
+def test_pre_agreed_identifiers_come_from_the_best_uplink_or_the_named_one() -> None:
+    for more, prefix in (("", "2001:db8:a1::/48"), (", identifier: isp2", "2001:db8:a2::/48")):
+        config = parse_config(CONTRACT + f"locators: {{map: preagreed{more}}}\n", "")
+        assert config.locators.identifier == Prefix.parse(prefix)
+        assert config.capability.mark_at is None
+        other = next(u.prefix for u in config.uplinks if u.prefix != config.locators.identifier)
+        assert config.locator_map.is_locator_only(other.graft(address("::11")))
+    assert not parse_config(CONTRACT, "").steering.locator_only
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ("locators: {map: nsquares}", "'nsquares' is not one of `prefix`, `nsquare`"),
+        ("locators: {mark_at: 48}", "locators.mark_at: means nothing without `map: nsquare`"),
+        ("locators: {map: prefix, identifier: isp1}", "means nothing without `map: preagreed`"),
+        ("locators: {map: preagreed, identifier: isp9}", "'isp9' is no uplink; the uplinks here"),
+        ("locators: {map: nsquare, mark_at: 47}", "2 bits at 47 are not behind the prefix"),
+        ("locators: {map: nsquare, mark_at: 127}", "write a number from 48 to 126"),
+        (
+            'locators: {map: nsquare}\nhosts: {a.alpha.example: "2001:db8:a1:8000::1"}',
+            "hosts.a.alpha.example: 2001:db8:a1:8000::1 is a locator-only address",
+        ),
+        (
+            'locators: {map: preagreed}\nhosts: {a.alpha.example: "2001:db8:a2::1"}',
+            "2001:db8:a2::1 is a locator-only address",
+        ),
+    ],
+)
+def test_mappings_that_cannot_be(more: str, what: str) -> None:
+    (problem,) = problems(CONTRACT + more + "\n")
+    assert what in problem
+
+
+def test_a_mark_among_interface_identifiers_needs_the_operators_word() -> None:
+    narrow = CONTRACT.replace("a1::/48", "a1::/64").replace("a2::/48", "a2::/64")
+    (problem,) = problems(narrow + NSQUARE)
+    assert "finds no room between /64 and the interface identifier" in problem
+    config = parse_config(narrow + "locators: {map: nsquare, mark_at: 64}\n", "")
+    found = config.locator_map.locator(address("2001:db8:a1::11"), config.uplinks[1].prefix)
+    assert found == address("2001:db8:a2:0:4000::11")
+
+
+def test_identifier_is_asked_of_peers_only_with_locator_only_addresses() -> None:
+    first = CONTRACT.replace("send_timeout_s", "demux: [identifier, exthdr], send_timeout_s")
+    (problem,) = problems(first)
+    assert "policy.demux: identifier is asked of peers" in problem
+    assert parse_config(first + NSQUARE, "").demux[0] is DemuxMode.IDENTIFIER
+    second = first.replace("[identifier, exthdr]", "[exthdr, identifier]")
+    assert parse_config(second, "").demux[1] is DemuxMode.IDENTIFIER
 
 
 def test_what_is_left_out_has_a_default() -> None:
@@ -161,7 +227,7 @@ def test_a_gateway_may_be_link_local() -> None:
             "control:",
             "frobnicate: 1\ncontrol:",
             "f.yaml:8: frobnicate: unknown key; the keys here are site, lan, uplinks, dns, policy, "
-            "hosts, peers, queues, routing, control",
+            "locators, hosts, peers, queues, routing, control",
         ),
         (
             "alpha.example",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from m6proxy.discovery.addressing import PLAIN, LocatorMap, NsquareMap, PreagreedMap
 from m6proxy.discovery.capability import Capability, NameData, PrefixLocator
 from m6proxy.names import Address, Prefix, UlidPair, address
 from m6proxy.reasons import Reason
@@ -56,6 +57,16 @@ NAMES = {
 def uplinks(letter: str) -> tuple[Uplink, ...]:
     """The two uplinks of a site."""
     return tuple(Uplink(f"isp{n}", Prefix.parse(f"2001:db8:{letter}{n}::/48"), n) for n in (1, 2))
+
+
+def nsquare(letter: str) -> NsquareMap:
+    """N-square addresses of a site: the mark begins where its prefixes end."""
+    return NsquareMap((uplink.prefix for uplink in uplinks(letter)), 48)
+
+
+def preagreed(letter: str) -> PreagreedMap:
+    """Hosts of a site have addresses of its first provider only."""
+    return PreagreedMap((u.prefix for u in uplinks(letter)), uplinks(letter)[0].prefix)
 
 
 def name_data(name: str, ulid: Address, letter: str) -> NameData:
@@ -110,6 +121,7 @@ class Pair:
         adjust: Callable[[ShimSettings], ShimSettings] = lambda settings: settings,
         demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,),
         kernel: bool = False,
+        locator_map: Callable[[str], LocatorMap] = lambda letter: PLAIN,
     ) -> None:
         self.clock = Clock()
         self.capable = capable
@@ -137,6 +149,7 @@ class Pair:
                 max_contexts=max_contexts,
                 requests_per_s=requests_per_s,
                 demux=demux,
+                locator_map=locator_map(letter),
             )
             settings = adjust(settings)
             fake = FakeKernel() if kernel else None

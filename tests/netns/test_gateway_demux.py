@@ -47,6 +47,15 @@ MODES = {
         **QUICK,
         "send_timeout_s: 3": "send_timeout_s: 1\n  demux: [dstopt, exthdr]",
     },
+    "identifier": {
+        **QUICK,
+        "send_timeout_s: 3": "send_timeout_s: 1\n  demux: [identifier, exthdr]\n"
+        "locators: {map: nsquare}",
+    },
+}
+ON_ISP2 = {
+    **dict.fromkeys(MODES, (A1_ISP2, B1_ISP2)),
+    "identifier": ("2001:db8:a2:4001::10", "2001:db8:b2:4001::10"),
 }
 
 
@@ -57,7 +66,7 @@ def on_isp2(lab: Lab, mode: str) -> Iterator[tuple[Gateway, Gateway]]:
         established(lab, alpha, beta)
         faults.cut(lab, "alpha.isp1")
         faults.cut(lab, "beta.isp1")
-        rehomed(lab, alpha, (A1_ISP2, B1_ISP2))
+        rehomed(lab, alpha, ON_ISP2[mode])
         eventually(lambda: ping(lab, "a1", B1), deadline_s=10, what="answers again")
         for gateway, pair in ((alpha, (A1, B1)), (beta, (B1, A1))):
             context = gateway.context(*pair)
@@ -115,7 +124,8 @@ def test_every_upper_layer_comes_out_at_the_other_host_as_sent(lab: Lab, mode: s
 
 
 @pytest.mark.parametrize(
-    ("mode", "fits"), [("exthdr", 1492), ("flowlabel", 1500), ("dstopt", 1492)]
+    ("mode", "fits"),
+    [("exthdr", 1492), ("flowlabel", 1500), ("dstopt", 1492), ("identifier", 1500)],
 )
 def test_full_packets_pass_without_growth_and_are_refused_with_it(
     lab: Lab, mode: str, fits: int

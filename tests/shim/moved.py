@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+from m6proxy.discovery.addressing import PLAIN, LocatorMap
 from m6proxy.names import Address
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.engine import Engine
@@ -24,9 +26,10 @@ def moved(
     demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,),
     *,
     kernel: bool = False,
+    locator_map: Callable[[str], LocatorMap] = lambda letter: PLAIN,
 ) -> Pair:
     """Both ends had to leave their first provider, which is still dead."""
-    pair = Pair(seed=seed, demux=demux, kernel=kernel)
+    pair = Pair(seed=seed, demux=demux, kernel=kernel, locator_map=locator_map)
     if gateway is None:
         alpha = pair.alpha
         alpha.settings = replace(alpha.settings, gateway=None)

@@ -10,10 +10,11 @@ import pytest
 from m6proxy.reasons import Reason
 from m6proxy.shim import forward
 from m6proxy.shim.demux import DemuxMode
+from m6proxy.shim.effects import What
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.features import Feature
 from m6proxy.wire.ipv6 import NEXT_SHIM, build_packet
-from m6proxy.wire.message import I2, R2, R1bis, UpdateRequest
+from m6proxy.wire.message import I2, R2, I2bis, R1bis, UpdateRequest
 from m6proxy.wire.options import Demux, Features, LocatorList, find
 from tests.harness.entropy import SeededEntropy
 from tests.harness.packets import control, find_messages, icmp_error, udp
@@ -223,6 +224,19 @@ def test_a_path_that_loses_labels_gets_the_payload_header_and_the_next_is_tried_
     assert [arrived for _, arrived in pair.beta.delivered[before:]] == [packet]
 
 
+def test_a_hint_is_no_reason_to_doubt_that_labels_arrive(labelled: Pair) -> None:
+    """It begins a test that the pair passes, and so does a path that loses labels."""
+    labelled.stream(12.0, both=True, interval_s=0.2)
+    alpha = labelled.alpha
+    before = len(alpha.what(What.SILENCE))
+    sent = alpha.engine.handle_outbound(udp(A1, B1, b"data"), labelled.clock.now)
+    assert isinstance(sent, bytes)
+    labelled.inject(alpha, icmp_error(ROUTER, A1_ISP2, 1, 0, 0, sent))
+    labelled.stream(2.0, both=True, interval_s=0.1)
+    assert len(alpha.what(What.SILENCE)) == before + 1, "it was tested"
+    assert alpha.context.demux == "flowlabel"
+
+
 def test_a_peer_that_lost_its_state_recovers_by_its_control_messages(labelled: Pair) -> None:
     labelled.restart(labelled.beta)
     labelled.stream(20.0, interval_s=0.1)
@@ -230,6 +244,30 @@ def test_a_peer_that_lost_its_state_recovers_by_its_control_messages(labelled: P
     packet = labelled.talk(labelled.alpha)
     labelled.run(0.1)
     assert [arrived for _, arrived in labelled.beta.delivered[before:]] == [packet]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_plain_packets_of_a_peer_that_lost_its_state_cause_a_test_at_once(
+    labelled: Pair, first: bool
+) -> None:
+    """The ULIDs work again, so that the peer's packets do arrive: silence would not tell."""
+    labelled.cut.clear()
+    labelled.stream(12.0, both=True, interval_s=0.1)
+    lost, kept = labelled.beta, labelled.alpha
+    assert kept.context.demux == lost.context.demux == "flowlabel"
+    labelled.restart(lost)
+    start_s = labelled.clock.now
+    if first:
+        labelled.talk(lost)
+    labelled.stream(1.0, both=True, interval_s=0.05)
+    (recovered_s, _, _), *_ = (
+        found for found in find_messages(labelled.wire_control(), I2bis) if found[0] >= start_s
+    )
+    assert recovered_s < start_s + 0.2
+    before = len(lost.delivered)
+    packet = labelled.talk(kept)
+    labelled.run(0.1)
+    assert [arrived for _, arrived in lost.delivered[before:]] == [packet]
 
 
 def test_labels_are_forgotten_with_their_contexts(labelled: Pair) -> None:

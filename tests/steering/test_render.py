@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from m6proxy.discovery.addressing import NsquareMap
 from m6proxy.names import UlidPair, address
 from m6proxy.steering.branches import grow
 from m6proxy.steering.render import render_rehomed, render_removal, render_table
@@ -61,6 +62,22 @@ def test_outbound_bundle() -> None:
 
 def test_inbound_bundle_takes_the_old_hook_away() -> None:
     assert render_table(SETTINGS, "raw", unhook=["-D PREROUTING -j M6PROXY-IN"]) == RAW
+
+
+def test_locator_only_addresses_are_never_left_to_the_kernel() -> None:
+    """They are nobody's: routed on, they would go in circles between gateway and provider."""
+    nsquare = NsquareMap((uplink.prefix for uplink in SETTINGS.uplinks), 48)
+    text = render_table(replace(SETTINGS, locator_only=nsquare.patterns()), "raw")
+    rules = [line for line in text.splitlines() if "/ffff" in line]
+    assert [line.split()[3] for line in rules] == [
+        "2001:db8:a1:4000::/ffff:ffff:ffff:4000::",
+        "2001:db8:a1:8000::/ffff:ffff:ffff:8000::",
+        "2001:db8:a2:4000::/ffff:ffff:ffff:4000::",
+        "2001:db8:a2:8000::/ffff:ffff:ffff:8000::",
+    ]
+    assert all("--queue-num 141" in line and "bypass" not in line for line in rules)
+    lines = text.splitlines()
+    assert lines.index(rules[-1]) < next(n for n, line in enumerate(lines) if "bypass" in line)
 
 
 def test_rehomed_pairs() -> None:

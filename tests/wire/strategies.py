@@ -96,7 +96,12 @@ options: st.SearchStrategy[Option] = st.one_of(
         ),
         st.lists(addresses, max_size=5).map(tuple),
     ),
-    st.builds(Demux, st.integers(0, 255), st.integers(0, 0xFFFFF)),
+    st.builds(
+        Demux,
+        st.integers(0, 255),
+        st.integers(0, 0xFFFFF),
+        st.none() | st.binary(min_size=16, max_size=16),
+    ),
     st.builds(UnknownOption, st.integers(100, 0x3FFF), st.just(False), st.binary(max_size=20)),
 )
 option_lists = st.lists(options, max_size=3).map(tuple)

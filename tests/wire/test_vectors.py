@@ -187,6 +187,7 @@ OPTION_VALUES: dict[str, Option] = {
         1, 0xFFFFFFFE, ((METHOD_DNS, Preference(BROKEN, 2, 3), A1),), (B1,)
     ),
     "demux by flow label": Demux(1, 0xABCDE),
+    "demux by addresses alone": Demux(2, stand_in=address("2001:db8:a1:4001::10")),
     "demux by destination option": Demux(3),
 }
 

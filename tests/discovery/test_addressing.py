@@ -1,0 +1,134 @@
+"""N-square addresses and pre-agreed identifiers: what a host's locators are."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m6proxy.discovery.addressing import PLAIN, LocatorMap, NsquareMap, PreagreedMap
+from m6proxy.discovery.capability import Capability, NameData, PrefixLocator
+from m6proxy.names import Address, Prefix, address
+
+ISP1, ISP2, ISP3 = (Prefix.parse(f"2001:db8:a{n}::/48") for n in (1, 2, 3))
+A1, A1_ISP2 = address("2001:db8:a1:1::10"), address("2001:db8:a2:1::10")
+OUTSIDE = address("2001:db8:b1:1::10")
+
+
+@st.composite
+def sites(draw: st.DrawFn) -> tuple[NsquareMap, tuple[Prefix, ...]]:
+    length = draw(st.integers(20, 64))
+    numbers = draw(st.sets(st.integers(0, (1 << 17) - 1), min_size=1, max_size=16))
+    prefixes = tuple(
+        Prefix((0x2001 << 112 | n << 128 - length).to_bytes(16), length) for n in numbers
+    )
+    mark_at = draw(st.integers(length, 128 - len(prefixes).bit_length()))
+    return NsquareMap(prefixes, mark_at), prefixes
+
+
+def test_each_set_has_one_identifier_and_locators_that_no_host_has() -> None:
+    nsquare = NsquareMap((ISP2, ISP1), 48)
+    assert nsquare.locator(A1, ISP1) == A1
+    assert nsquare.locator(A1, ISP2) == address("2001:db8:a2:4001::10")
+    assert nsquare.stand_in(A1) == address("2001:db8:a1:4001::10")
+    assert nsquare.locator(A1_ISP2, ISP2) == A1_ISP2
+    assert nsquare.locator(A1_ISP2, ISP1) == address("2001:db8:a1:8001::10")
+    assert nsquare.stand_in(A1_ISP2) == address("2001:db8:a2:8001::10")
+    assert nsquare.is_locator_only(address("2001:db8:a1:c001::10")), "a number that is nobody's"
+    for host in (A1, A1_ISP2, OUTSIDE, address("2001:db8:b1:4001::10")):
+        assert not nsquare.is_locator_only(host)
+    for never in (OUTSIDE, address("2001:db8:a2:4001::10")):
+        with pytest.raises(ValueError, match="can be no ULID"):
+            nsquare.locator(never, ISP1)
+
+
+@given(sites(), st.integers(0, (1 << 128) - 1), st.integers(0, (1 << 128) - 1))
+def test_no_two_ulids_share_an_address_and_none_is_a_hosts(
+    site: tuple[NsquareMap, tuple[Prefix, ...]], first: int, second: int
+) -> None:
+    nsquare, prefixes = site
+    owner: dict[Address, Address] = {}
+    ulids = {
+        ulid
+        for low in (first, second)
+        for prefix in prefixes
+        if not nsquare.is_locator_only(ulid := prefix.graft(low.to_bytes(16)))
+    }
+    for ulid in ulids:
+        stand_in = nsquare.stand_in(ulid)
+        assert nsquare.meant(stand_in) == ulid
+        others = {nsquare.locator(ulid, p) for p in prefixes if not p.contains(ulid)}
+        for octets in (ulid, stand_in, *others):
+            assert owner.setdefault(octets, ulid) == ulid
+            assert nsquare.is_locator_only(octets) is (octets != ulid)
+            assert sum(prefix.contains(octets) for prefix in prefixes) == 1
+        assert all(nsquare.meant(octets) == octets for octets in (ulid, *others))
+
+
+@given(sites(), st.integers(0, (1 << 128) - 1))
+def test_the_patterns_are_the_locator_only_addresses(
+    site: tuple[NsquareMap, tuple[Prefix, ...]], low: int
+) -> None:
+    nsquare, prefixes = site
+    for octets in (low.to_bytes(16), *(prefix.graft(low.to_bytes(16)) for prefix in prefixes)):
+        assert matches(nsquare, octets) is nsquare.is_locator_only(octets)
+
+
+def matches(locator_map: LocatorMap, octets: Address) -> bool:
+    """Whether an address has one of the patterns."""
+    number = int.from_bytes(octets)
+    return any(
+        number & int.from_bytes(pattern.mask) == int.from_bytes(pattern.bits)
+        for pattern in locator_map.patterns()
+    )
+
+
+def test_pre_agreed_identifiers_come_from_one_prefix() -> None:
+    agreed = PreagreedMap((ISP1, ISP2, ISP3), ISP1)
+    assert agreed.locator(A1, ISP2) == A1_ISP2
+    assert agreed.stand_in(A1) is None and agreed.meant(A1_ISP2) == A1_ISP2
+    assert agreed.is_locator_only(A1_ISP2) and matches(agreed, A1_ISP2)
+    for host in (A1, OUTSIDE):
+        assert not agreed.is_locator_only(host) and not matches(agreed, host)
+    assert [str(pattern) for pattern in agreed.patterns()] == [
+        "2001:db8:a2::/ffff:ffff:ffff::",
+        "2001:db8:a3::/ffff:ffff:ffff::",
+    ]
+
+
+def test_without_a_mapping_every_address_may_be_a_hosts() -> None:
+    assert PLAIN.locator(A1, ISP2) == A1_ISP2 and PLAIN.stand_in(A1) is None
+    assert not PLAIN.is_locator_only(A1_ISP2) and not PLAIN.patterns()
+
+
+@pytest.mark.parametrize("mark_at", [47, 127])
+def test_a_mark_needs_room_behind_the_prefix(mark_at: int) -> None:
+    with pytest.raises(ValueError, match="2 bits at"):
+        NsquareMap((ISP1, ISP2), mark_at)
+
+
+def data_of(*addresses: Address, mark_at: int | None) -> NameData:
+    prefixes = (PrefixLocator(ISP1, 1), PrefixLocator(ISP2, 2))
+    return NameData(
+        "a1.example", frozenset(addresses), Capability(prefixes=prefixes, mark_at=mark_at)
+    )
+
+
+def test_a_record_with_a_mark_ties_a_locator_to_its_ulid_and_no_other() -> None:
+    data = data_of(A1, A1_ISP2, mark_at=48)
+    own, anothers = address("2001:db8:a2:4001::10"), address("2001:db8:a2:4001::20")
+    assert data.locators_of(A1) == (A1, own)
+    assert data.ties(A1, own) and data.ties(A1, A1_ISP2)
+    assert data.ties(A1, address("2001:db8:a1:4001::10")), "what stands in for it"
+    assert not data.ties(A1, anothers)
+    assert not data.ties(A1_ISP2, own)
+    assert not data.ties(OUTSIDE, own)
+    assert not data.covers(own), "it is never a ULID"
+
+
+def test_a_locator_only_address_is_no_ulid_even_among_the_aaaa_records() -> None:
+    never = address("2001:db8:a2:4001::10")
+    data = data_of(never, mark_at=48)
+    assert not data.covers(never) and not data.ties(never, A1)
+    outside = data_of(OUTSIDE, mark_at=48)
+    assert outside.covers(OUTSIDE) and outside.locators_of(OUTSIDE) == (OUTSIDE,)
