@@ -20,11 +20,12 @@ def check(config_path: Path) -> None:
     """
     from m6proxy.daemon.checks import check_dns, check_system
     from m6proxy.daemon.config import load_config
+    from m6proxy.daemon.fastchecks import check_fast_path
     from m6proxy.steering.checks import Level
 
     config = load_config(config_path)
     click.echo(f"ok    configuration: {config_path}, site {config.site}")
-    findings = [*check_system(config), *check_dns(config)]
+    findings = [*check_system(config), *check_fast_path(config), *check_dns(config)]
     for finding in findings:
         click.echo(f"{finding.level.value:<4}  {finding}")
     failed = sum(finding.level is Level.FAILURE for finding in findings)

@@ -35,7 +35,6 @@ _LINK_INFO_OCTETS = 64
 _LINK_TCX = 11
 LOOPBACK_INDEX = 1
 
-_CLSACT_PARENT = 0xFFFF_FFF1
 _FILTER_PARENTS = {Side.INGRESS: 0xFFFF_FFF2, Side.EGRESS: 0xFFFF_FFF3}
 FILTER_PRIORITY = 140
 FILTER_HANDLE = 0x6D36
@@ -151,21 +150,11 @@ class ClsactFilters:
         is_taken_over = name in self._folder.names()
         try:
             with IPRoute() as route:
-                self._ensure_qdisc(route, interface_index)
+                if ensure_clsact(route, interface_index):
+                    self._folder.note(f"qdisc_{interface_index}")
                 is_taken_over &= bool(_our_filters(route, interface_index, side))
                 self._folder.note(name)
-                route.tc(
-                    "replace-filter",
-                    kind="bpf",
-                    index=interface_index,
-                    handle=FILTER_HANDLE,
-                    parent=_FILTER_PARENTS[side],
-                    prio=FILTER_PRIORITY,
-                    protocol=_ETH_P_ALL,
-                    fd=program.descriptor,
-                    name=program.name,
-                    direct_action=True,
-                )
+                add_filter(route, program.descriptor, program.name, interface_index, side)
         except (NetlinkError, OSError) as refused:
             raise _refusal(program, interface_index, side, refused) from None
         self._kept.add(name)
@@ -203,15 +192,6 @@ class ClsactFilters:
         self._kept.clear()
         self.detach_rest()
 
-    def _ensure_qdisc(self, route: IPRoute, interface_index: int) -> None:
-        try:
-            route.tc("add", kind="clsact", index=interface_index)
-        except NetlinkError as refused:
-            if refused.code != errno.EEXIST:
-                raise
-        else:
-            self._folder.note(f"qdisc_{interface_index}")
-
     def _drop_qdisc(self, interface_index: int) -> None:
         """The qdisc goes if we made it and nobody, nor we on the other side, has a filter there."""
         note = f"qdisc_{interface_index}"
@@ -222,6 +202,33 @@ class ClsactFilters:
                 return
             route.tc("del", kind="clsact", index=interface_index)
         self._folder.unpin(note)
+
+
+def ensure_clsact(route: IPRoute, interface_index: int) -> bool:
+    """Give the interface a clsact qdisc; tell whether it had none. Raises NetlinkError."""
+    try:
+        route.tc("add", kind="clsact", index=interface_index)
+    except NetlinkError as refused:
+        if refused.code != errno.EEXIST:
+            raise
+        return False
+    return True
+
+
+def add_filter(route: IPRoute, program: int, name: str, interface_index: int, side: Side) -> None:
+    """Attach a program by its descriptor, or replace ours in place. Raises NetlinkError."""
+    route.tc(
+        "replace-filter",
+        kind="bpf",
+        index=interface_index,
+        handle=FILTER_HANDLE,
+        parent=_FILTER_PARENTS[side],
+        prio=FILTER_PRIORITY,
+        protocol=_ETH_P_ALL,
+        fd=program,
+        name=name,
+        direct_action=True,
+    )
 
 
 def _filters(route: IPRoute, interface_index: int, side: Side) -> list[tuple[int, int]]:

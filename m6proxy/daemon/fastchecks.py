@@ -1,0 +1,82 @@
+"""What ``m6proxy check`` says about the fast path: the kernel, the programs, the interfaces.
+
+Nothing here is essential: what cannot go by programs in the kernel goes through NFQUEUE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from m6proxy.daemon.config import Config
+from m6proxy.dataplane.bpf.features import Offer, probe, try_programs
+from m6proxy.dataplane.bpf.load import BpfObject, read_object
+from m6proxy.dataplane.offloads import harms, read_offloads
+from m6proxy.errors import SetupError
+from m6proxy.steering.checks import Finding, Level
+
+_SLOWLY = "all packets go through NFQUEUE"
+
+
+def check_fast_path(
+    config: Config, offer: Offer | None = None, read: Callable[[], BpfObject] = read_object
+) -> list[Finding]:
+    """Try what the kernel offers, and look at the offloads of the uplinks. Changes nothing."""
+    offer = offer or probe()
+    findings = [_kernel(offer)]
+    if findings[0].level is Level.OK:
+        findings.append(_programs(read))
+    is_in_kernel = findings[-1].level is Level.OK
+    if not offer.jit:
+        findings.append(
+            Finding(
+                "eBPF compiler",
+                Level.WARNING,
+                "it is off, programs are interpreted",
+                "sysctl -w net.core.bpf_jit_enable=1",
+            )
+        )
+    for uplink in config.uplinks:
+        findings += _offloads(uplink.interface, config, is_in_kernel=is_in_kernel)
+    return findings
+
+
+def _kernel(offer: Offer) -> Finding:
+    what = "eBPF in the kernel"
+    if offer.refusal:
+        return Finding(
+            what,
+            Level.WARNING,
+            f"bpf(2): {offer.refusal}, {_SLOWLY}",
+            "run it as root with CAP_BPF and CAP_NET_ADMIN; a container's seccomp profile may "
+            "forbid it too",
+        )
+    there = ", ".join(name for name, has in offer.named.items() if has)
+    lacking = ", ".join(name for name, has in offer.named.items() if not has)
+    if offer.missing:
+        return Finding(
+            what,
+            Level.WARNING,
+            f"no {', no '.join(offer.missing)}, {_SLOWLY}",
+            "use a kernel from Linux 5.15 on with BPF_SYSCALL, NET_CLS_BPF and NET_SCH_INGRESS",
+        )
+    return Finding(what, Level.OK, there + (f"; without {lacking}" if lacking else ""))
+
+
+def _programs(read: Callable[[], BpfObject]) -> Finding:
+    try:
+        count = try_programs(read())
+    except SetupError as refused:
+        return Finding("eBPF programs", Level.WARNING, str(refused), _SLOWLY)
+    return Finding("eBPF programs", Level.OK, f"the kernel takes all {count}")
+
+
+def _offloads(interface: str, config: Config, *, is_in_kernel: bool) -> Iterator[Finding]:
+    found = read_offloads(interface)
+    if found is None:
+        return
+    wrong = list(harms(found, config.demux, is_in_kernel=is_in_kernel))
+    for harm in wrong:
+        yield Finding(f"{harm.setting} of {interface}", Level.WARNING, harm.detail, harm.remedy)
+    if not wrong:
+        modes = ", ".join(mode.name.lower() for mode in config.demux)
+        yield Finding(f"offloads of {interface}", Level.OK, f"right for {modes}")
