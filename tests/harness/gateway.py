@@ -35,7 +35,7 @@ B1, B1_ISP2 = "2001:db8:b1:1::10", "2001:db8:b2:1::10"
 C1 = "2001:db8:c1:1::10"
 _SO_RCVBUFFORCE = 33
 """asm-generic/socket.h; Python's socket module does not name it."""
-READY_S = 20.0
+READY_S = 40.0
 STOP_S = 15.0
 QUICK = {
     "after_octets: 2048, after_s: 10": "after_packets: 2",
