@@ -6,22 +6,21 @@ we reach it is also the lock, and the kernel lets go of it however we end.
 The folder must be there for the next process too. A mount that is made under ``ip netns
 exec``, or in a service with a file system of its own, is gone with the process. So a mount
 that we found is the best (whoever starts us can make it beforehand: ``mount -t bpf m6proxy
-FOLDER``); else it is made in the mount namespace of process 1, if we may; and else in ours.
+FOLDER``); else it is made in the mount namespace of process 1 or of our parent, if we may;
+and else in ours.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import os
-import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from m6proxy.dataplane.bpf import syscall
 from m6proxy.errors import SetupError
@@ -30,10 +29,11 @@ MOUNT_SOURCE: Final = "m6proxy"
 """What stands as the source of our mounts in mountinfo: by it we know them again."""
 
 _MOUNTINFO = Path("/proc/thread-self/mountinfo")
-_PROC = Path("/proc")
-_CLONE_NEWNS = 0x0002_0000
+_CLONE_FS, _CLONE_NEWNS = 0x0000_0200, 0x0002_0000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MNT_DETACH = 2
+
+_T = TypeVar("_T")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -63,43 +63,43 @@ def mount_of(folder: Path, among: list[Mount]) -> Mount | None:
     return max(reversed(holding), key=lambda each: len(each.at), default=None)
 
 
-class Place(Enum):
-    """Where the folder is mounted."""
-
-    HERE = "in our mount namespace, where it was before us or others are"
-    PROCESS_1 = "in the mount namespace of process 1"
-    OURS_ALONE = "in our mount namespace, which ends with us"
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    descriptor: int
+    process: int | None = None
+    """Whose mount namespace it is in; None for ours."""
+    is_lasting: bool = True
 
 
 class PinFolder:
     """The pins of one site. Only one process at a time can hold it."""
 
-    def __init__(self, path: Path, descriptor: int, place: Place) -> None:
+    def __init__(self, path: Path, reached: _Reached) -> None:
         self.path = path
-        self.is_lasting = place is not Place.OURS_ALONE
+        self.is_lasting = reached.is_lasting
         """Whether the pins outlive us; False where only a mount of our own could be made."""
-        self._place_of_mount = place
-        self._descriptor = descriptor
+        self._mounted_by_way_of = reached.process
+        self._descriptor = reached.descriptor
 
     @classmethod
     def claim(cls, path: Path) -> PinFolder:
         """Make and mount the folder if it is not there, and hold it. Raises SetupError."""
         path = path.absolute()
         try:
-            descriptor, place = _reach(path)
+            reached = _reach(path)
         except OSError as refused:
             why = refused.strerror or str(refused)
             remedy = f"mount -t bpf {MOUNT_SOURCE} {path}, or run m6proxy as root"
             raise SetupError(f"bpffs at {path}: {why}; {remedy}") from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(reached.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            os.close(descriptor)
+            os.close(reached.descriptor)
             raise SetupError(
                 f"bpffs at {path}: another process holds it; is m6proxy running already? "
                 "Two sites on one machine need a folder each"
             ) from None
-        return cls(path, descriptor, place)
+        return cls(path, reached)
 
     @property
     def is_held(self) -> bool:
@@ -153,37 +153,35 @@ class PinFolder:
             self.unpin(name)
         self.release()
         with contextlib.suppress(OSError):
-            if self._place_of_mount is Place.PROCESS_1:
-                _in_lasting_namespace(lambda: _dismantle(self.path))
-            else:
+            if self._mounted_by_way_of is None:
                 _dismantle(self.path)
+            else:
+                _in_mounts_of(self._mounted_by_way_of, lambda: _dismantle(self.path))
 
     def _place(self, name: str) -> str:
         return f"/proc/self/fd/{self._descriptor}/{name}"
 
 
-def _reach(path: Path) -> tuple[int, Place]:
+def _reach(path: Path) -> _Reached:
     """Open the folder, mounted where it lasts longest."""
     mounted = mount_of(path, mounts())
-    if (mounted is not None and mounted.kind == "bpf") or _is_shared_with_parents():
-        return _open_mounted(path), Place.HERE
+    outliving = {1: _mounts_of(1), os.getppid(): _mounts_of(os.getppid())}
+    if (mounted is not None and mounted.kind == "bpf") or _mounts_of("self") in outliving.values():
+        return _Reached(_open_mounted(path))
+    for process, namespace in outliving.items():
+        if namespace is not None:
+            with contextlib.suppress(OSError):
+                descriptor = _in_mounts_of(process, lambda: _open_mounted(path))
+                return _Reached(descriptor, process)
+    return _Reached(_open_mounted(path), is_lasting=False)
+
+
+def _mounts_of(process: int | str) -> Path | None:
+    """Return the name of a process's mount namespace, None if we may not know."""
     try:
-        descriptor = _in_lasting_namespace(lambda: _open_mounted(path))
+        return Path(f"/proc/{process}/ns/mnt").readlink()
     except OSError:
-        return _open_mounted(path), Place.OURS_ALONE
-    if descriptor is None:
-        raise OSError(errno.EIO, "no descriptor of it came back")
-    return descriptor, Place.PROCESS_1
-
-
-def _is_shared_with_parents() -> bool:
-    """Tell whether somebody who outlives us is in our mount namespace."""
-    ours = (_PROC / "self/ns/mnt").readlink()
-    for process in {1, os.getppid()} - {0}:
-        with contextlib.suppress(OSError):  # we may not look at everybody
-            if (_PROC / str(process) / "ns/mnt").readlink() == ours:
-                return True
-    return False
+        return None
 
 
 def _open_mounted(path: Path) -> int:
@@ -222,33 +220,28 @@ def _checked(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _in_lasting_namespace(act: Callable[[], int | None]) -> int | None:
-    """Let a child do it in process 1's mount namespace; return its descriptor, if it opened one.
+def _in_mounts_of(process: int, act: Callable[[], _T]) -> _T:
+    """Let a thread do it in another process's mount namespace, and end. Raises OSError.
 
-    A process with threads cannot change its own mount namespace; a child can.
+    A thread may change its mount namespace as soon as it has a working directory of its own.
     """
-    ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    child = os.fork()
-    if child == 0:
-        _be_the_child(childs, act)
-    childs.close()
-    with ours:
-        said, descriptors, _, _ = socket.recv_fds(ours, 16, 1)
-    os.waitpid(child, 0)
-    if not said or int(said):
-        number = int(said or b"%d" % errno.EIO)
-        raise OSError(number, os.strerror(number))
-    return descriptors[0] if descriptors else None
+    outcome: list[_T | OSError] = []
 
+    def work() -> None:
+        try:
+            namespace = os.open(f"/proc/{process}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _checked(_libc.unshare(_CLONE_FS))
+                _checked(_libc.setns(namespace, _CLONE_NEWNS))
+            finally:
+                os.close(namespace)
+            outcome.append(act())
+        except OSError as refused:
+            outcome.append(refused)
 
-def _be_the_child(answer: socket.socket, act: Callable[[], int | None]) -> None:
-    """Do it, answer with errno (0: done) and perhaps a descriptor, and end without clean-up."""
-    try:
-        namespace = os.open(_PROC / "1/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        _checked(_libc.setns(namespace, _CLONE_NEWNS))
-        descriptor = act()
-        socket.send_fds(answer, [b"0"], [] if descriptor is None else [descriptor])
-    except OSError as refused:
-        answer.send(b"%d" % (refused.errno or errno.EIO))
-    finally:
-        os._exit(0)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], OSError):
+        raise outcome[0]
+    return outcome[0]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from m6proxy.dataplane.bpf import pins
 from m6proxy.dataplane.bpf.btf import MapSpec
 from m6proxy.dataplane.bpf.links import Side
 from m6proxy.dataplane.bpf.load import BpfObject
@@ -319,24 +320,26 @@ def test_a_refused_installation_leaves_the_predecessors_at_work(folder: Path) ->
     second.remove()
 
 
+CLAIM = """
+import sys, pathlib, m6proxy.dataplane.bpf.pins as pins
+folder = pins.PinFolder.claim(pathlib.Path(sys.argv[1]))
+print(folder.is_lasting, *folder.names())
+folder.note("word")
+folder.remove() if sys.argv[2:] else folder.release()
+"""
+
+
+@pytest.mark.parametrize(
+    "above", [["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"], []]
+)
 def test_a_process_in_a_mount_namespace_of_its_own_leaves_its_pins_to_the_next(
-    tmp_path: Path,
+    tmp_path: Path, above: list[str]
 ) -> None:
-    """Nobody mounted the folder beforehand: it is mounted where process 1 is."""
-    claim = (
-        "import sys, pathlib, m6proxy.dataplane.bpf.pins as pins\n"
-        "folder = pins.PinFolder.claim(pathlib.Path(sys.argv[1]))\n"
-        "print(folder.is_lasting, *folder.names())\n"
-        "folder.note('word')\n"
-        "folder.remove() if sys.argv[2:] else folder.release()\n"
-    )
+    """Nobody mounted the folder beforehand: it is mounted where process 1 or the parent is."""
     alone = 'unshare --mount "$0" -c "$1" "$2"'
     script = f'{alone} && {alone} && {alone} remove && test ! -e "$2"'
     done = subprocess.run(
-        [
-            *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script),
-            *(sys.executable, claim, str(tmp_path / "pins")),
-        ],
+        [*above, "sh", "-c", script, sys.executable, CLAIM, str(tmp_path / "pins")],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -344,6 +347,18 @@ def test_a_process_in_a_mount_namespace_of_its_own_leaves_its_pins_to_the_next(
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("True\nTrue word\nTrue word\n", "", 0)
+
+
+def test_a_mount_that_ends_with_us_does_not_claim_to_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We may look neither at process 1 nor at our parent, as in a strict container."""
+    ours = {"self": Path("mnt:[1]")}
+    monkeypatch.setattr(pins, "_mounts_of", ours.get)
+    held = PinFolder.claim(tmp_path / "pins")
+    assert not held.is_lasting
+    held.remove()
+    assert not (tmp_path / "pins").exists()
 
 
 def test_the_mount_of_a_folder_is_found_through_hidden_ones(tmp_path: Path) -> None:
