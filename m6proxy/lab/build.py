@@ -193,9 +193,18 @@ def down(lab: Lab) -> None:
         feed(["ip", "netns", "delete", name], "")
     for node in NODES:
         shutil.rmtree(RESOLVER_DIR / lab.namespace(node), ignore_errors=True)
+    _unmount_below(lab.state_dir)
     shutil.rmtree(lab.state_dir, ignore_errors=True)
     for shared in (RESOLVER_DIR, RUN_DIR):
         _remove_if_empty(shared)
+
+
+def _unmount_below(directory: Path) -> None:
+    """Take away what a gateway's daemon mounted for its eBPF programs and did not live to end."""
+    places = [Path(line.split()[1]) for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for place in reversed(places):
+        if directory in place.parents:
+            subprocess.run(["umount", "--lazy", str(place)], check=False, capture_output=True)
 
 
 def _remove_if_empty(directory: Path) -> None:

@@ -125,7 +125,7 @@ def test_two_labs_live_at_once(plain_lab: Lab) -> None:
 
 
 def test_down_leaves_nothing_even_of_a_crash() -> None:
-    """A process still runs inside, one namespace is gone already: down clears the rest."""
+    """A process runs inside, a daemon's pins are there, one namespace is gone: down clears it."""
     the_lab = unique_lab()
     build.up(the_lab)
     sleeper = subprocess.Popen(
@@ -136,6 +136,9 @@ def test_down_leaves_nothing_even_of_a_crash() -> None:
             lambda: sleeper.pid in build.processes(the_lab), deadline_s=5.0, what="it runs inside"
         )
         build.feed(["ip", "netns", "delete", the_lab.namespace("p2")], "")
+        pins = the_lab.state_dir / "bpf" / "alpha"
+        pins.mkdir(parents=True)
+        build.feed(["mount", "-t", "bpf", "m6proxy", str(pins)], "")
     finally:
         build.down(the_lab)
     assert sleeper.wait(timeout=5) != 0
