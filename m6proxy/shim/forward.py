@@ -20,10 +20,22 @@ from typing import Final
 
 from m6proxy.errors import MalformedMessage
 from m6proxy.reasons import Reason
-from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_DESTINATION, NEXT_SHIM, Walk, find_shim, walk
+from m6proxy.wire.ipv6 import (
+    HEADER_OCTETS,
+    NEXT_DESTINATION,
+    NEXT_SHIM,
+    NEXT_TCP,
+    Walk,
+    find_shim,
+    walk,
+)
 from m6proxy.wire.payload import PAYLOAD_HEADER_OCTETS
 
 GROWTH_OCTETS: Final = PAYLOAD_HEADER_OCTETS
+SEGMENT_OCTETS: Final = 40
+"""How much smaller than the path TCP packets have to be behind a tag option. Linux routers that
+hold a large segment, not cut yet, compare its pieces with the MTU; they take the option's header
+for that of TCP, which may look 60 octets long (skb_gso_network_seglen), and would refuse it."""
 CHAINED: Final = frozenset({0, 43, 60})
 """Next headers that may stand before the shim header, so that its place must be looked for."""
 SHIM: Final = bytes([NEXT_SHIM])
@@ -33,6 +45,11 @@ _PAYLOAD_MAX: Final = 0xFFFF
 _FIXED_LINK: Final = 6
 _LABEL_MASK: Final = 0xFFFFF
 """The fixed header's Next Header octet: the shim header stands or comes right behind it."""
+
+
+def room_octets(packet: bytes, kind: bytes) -> int:
+    """How much smaller than the path a packet has to be when a header of this kind goes in."""
+    return SEGMENT_OCTETS if kind == OPTION and packet[6] == NEXT_TCP else GROWTH_OCTETS
 
 
 def rewrite(packet: bytes, addresses: bytes, tail: bytes, kind: bytes = SHIM) -> bytes:

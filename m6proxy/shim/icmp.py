@@ -123,7 +123,8 @@ def _translate(core: Core, packet: bytes, offset: int, quoted: _Quoted) -> Verdi
         return core.drop(malformed.reason)
     head = packet[offset : offset + _ICMP_OCTETS]
     if head[0] == PACKET_TOO_BIG:
-        mtu = max(0, int.from_bytes(head[4:8]) - forward.GROWTH_OCTETS)
+        kind = forward.OPTION if quoted.context is not None else forward.SHIM
+        mtu = max(0, int.from_bytes(head[4:8]) - forward.room_octets(inner, kind))
         head = head[:4] + mtu.to_bytes(4)
     elif head[0] in _WITH_LENGTH and head[4]:
         head = head[:4] + bytes([head[4] - 1]) + head[5:]

@@ -30,9 +30,9 @@ def rewrite(core: Core, context: Context, packet: bytes, now: float) -> Verdict:
     label = context.wire_label
     if label == UNTAGGED and forward.has_shim(packet):
         label = 0  # without a tag it would be taken for a message to the peer's shim
-    growth = 0 if label else forward.GROWTH_OCTETS
-    if len(packet) + growth > context.mtu:
-        refused = _too_big(core, context, packet, growth, now)
+    room = 0 if label else forward.room_octets(packet, context.wire_kind)
+    if len(packet) + room > context.mtu:
+        refused = _too_big(core, context, packet, room, now)
         if refused is not None:
             return refused
     if label:
@@ -76,7 +76,7 @@ def send_held(core: Core, context: Context, now: float) -> None:
             core.effects.append(SendPacket(verdict))
 
 
-def _too_big(core: Core, context: Context, packet: bytes, growth: int, now: float) -> Reason | None:
+def _too_big(core: Core, context: Context, packet: bytes, room: int, now: float) -> Reason | None:
     """RFC 5533 §8, DESIGN §5: the host must leave room for our octets, if there are any.
 
     None: the packet goes on all the same. Connection tracking hands us datagrams that it put
@@ -87,7 +87,7 @@ def _too_big(core: Core, context: Context, packet: bytes, growth: int, now: floa
     if told_s == NEVER or now >= told_s + TELL_AGAIN_S:
         source = core.settings.gateway
         if source is not None and core.icmp_limit.allow(packet[8:24], now):
-            mtu = context.mtu - growth
+            mtu = context.mtu - room
             core.effects.append(SendPacket(icmp.packet_too_big(packet, source, mtu)))
             context.told_too_big_s = now
     return core.drop(Reason.TOO_BIG) if told_s == NEVER else None

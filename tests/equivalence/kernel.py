@@ -6,6 +6,7 @@ The interface of the trials is loopback, so both uplinks of the site have its in
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import replace
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
@@ -18,6 +19,7 @@ from m6proxy.dataplane.bpf.layout import (
     OutFlag,
     OutFlow,
     PairFlow,
+    PrefixFlag,
     Settings,
     SettingsFlag,
     SitePrefix,
@@ -39,6 +41,7 @@ MODES: Final = {
     DemuxMode.EXTHDR: Mode.EXTHDR,
     DemuxMode.FLOWLABEL: Mode.FLOWLABEL,
     DemuxMode.DSTOPT: Mode.DSTOPT,
+    DemuxMode.IDENTIFIER: Mode.IDENTIFIER,
 }
 _ZERO: Final = bytes(4)
 _COPIED: Final = (layout.OUT, layout.TAG, layout.PAIR, layout.SENT, layout.MISSES)
@@ -62,12 +65,18 @@ def programs() -> Loaded:
 
 
 class KernelSite:
-    """The programs of a site whose contexts are those of an engine."""
+    """The programs of a site whose contexts are those of an engine.
 
-    def __init__(self, site: Site) -> None:
+    ``bare``: the pairs of addresses (32 octets) by which packets without a tag find the only
+    context; then the second prefix has locator-only addresses.
+    """
+
+    def __init__(self, site: Site, bare: Iterable[bytes] = ()) -> None:
+        self.bare = tuple(bare)
         self.loaded = programs()
         clear(self.loaded)
-        prefixes = tuple(SitePrefix(uplink.prefix) for uplink in site.settings.uplinks)
+        first, second = (uplink.prefix for uplink in site.settings.uplinks)
+        prefixes = SitePrefix(first), SitePrefix(second, PrefixFlag.SLOW if self.bare else 0)
         self.settings = Settings(
             prefixes,
             (LOOPBACK_INDEX, LOOPBACK_INDEX),
@@ -107,6 +116,11 @@ class KernelSite:
         )
         for kind, tag in entry.tags:
             maps[layout.TAG].update(layout.tag_key(MODES[kind], tag), found.pack())
+        for pair_key in self.bare:
+            flow_in = PairFlow(inbound_ulids, entry.slot, Mode.IDENTIFIER)
+            maps[layout.PAIR].update(pair_key, flow_in.pack())
+        if mode is Mode.IDENTIFIER:
+            maps[layout.SENT].update(layout.sent_key(locators, None), _ZERO)
         if mode is Mode.FLOWLABEL:
             maps[layout.SENT].update(layout.sent_key(locators, entry.label), _ZERO)
 
@@ -171,5 +185,5 @@ def _out_flow(locators: bytes, mode: Mode, uplink: int, entry: KernelEntry) -> O
         entry.mtu,
         entry.tail or bytes(7),
         entry.label if mode is Mode.FLOWLABEL else 0,
-        OutFlag.SLOW if entry.slow else 0,
+        OutFlag.SLOW if entry.slow and mode is not Mode.IDENTIFIER else 0,
     )

@@ -8,17 +8,24 @@ from m6proxy.shim.demux import DemuxMode
 from tests.equivalence.judge import disagreement, is_whole, promised
 from tests.equivalence.kernel import SLOW, KernelSite
 from tests.equivalence.vectors import Vector, inbound, outbound
-from tests.harness.pair import Pair
+from tests.harness.pair import Pair, preagreed
 from tests.shim.moved import moved
 
 pytestmark = pytest.mark.netns
 
-EXTHDR = (DemuxMode.EXTHDR,)
-FLOWLABEL = (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR)
-DSTOPT = (DemuxMode.DSTOPT, DemuxMode.EXTHDR)
-MODES = pytest.mark.parametrize(
-    "demux", [EXTHDR, FLOWLABEL, DSTOPT], ids=["exthdr", "flowlabel", "dstopt"]
-)
+MODES = pytest.mark.parametrize("mode", ["exthdr", "flowlabel", "dstopt", "identifier"])
+
+
+def rehomed(mode: str) -> tuple[Pair, KernelSite]:
+    """Two gateways that left their first uplinks, and the programs of alpha's."""
+    first = DemuxMode[mode.upper()]
+    demux = (first,) if first is DemuxMode.EXTHDR else (first, DemuxMode.EXTHDR)
+    if first is not DemuxMode.IDENTIFIER:
+        pair = moved(demux=demux, kernel=True)
+        return pair, KernelSite(pair.alpha)
+    pair = moved(demux=demux, locator_map=preagreed, kernel=True)
+    assert pair.alpha.context.demux == mode
+    return pair, KernelSite(pair.alpha, [context.last_in_pair for context in [pair.alpha.context]])
 
 
 def compare(pair: Pair, kernel: KernelSite, vector: Vector, *, is_outbound: bool) -> str | None:
@@ -36,18 +43,16 @@ def compare(pair: Pair, kernel: KernelSite, vector: Vector, *, is_outbound: bool
 
 
 @MODES
-def test_what_a_host_sends(demux: tuple[DemuxMode, ...]) -> None:
-    pair = moved(demux=demux, kernel=True)
-    kernel = KernelSite(pair.alpha)
+def test_what_a_host_sends(mode: str) -> None:
+    pair, kernel = rehomed(mode)
     vectors = list(outbound(pair.alpha.context))
     wrong = {v.name: compare(pair, kernel, v, is_outbound=True) for v in vectors}
     assert not {name: why for name, why in wrong.items() if why}
 
 
 @MODES
-def test_what_an_uplink_brings(demux: tuple[DemuxMode, ...]) -> None:
-    pair = moved(demux=demux, kernel=True)
-    kernel = KernelSite(pair.alpha)
+def test_what_an_uplink_brings(mode: str) -> None:
+    pair, kernel = rehomed(mode)
     vectors = list(inbound(pair))
     wrong = {v.name: compare(pair, kernel, v, is_outbound=False) for v in vectors}
     assert not {name: why for name, why in wrong.items() if why}

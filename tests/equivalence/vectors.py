@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from m6proxy.names import Address, address
 from m6proxy.shim import forward
 from m6proxy.shim.context import Context
+from m6proxy.shim.demux import UNTAGGED
 from m6proxy.wire.dstopt import option_tail
 from m6proxy.wire.ipv6 import build_packet
 from m6proxy.wire.message import Keepalive
@@ -39,40 +40,47 @@ class Vector:
 
 def outbound(context: Context) -> Iterator[Vector]:
     """What a host of alpha may send, in a context that is re-homed."""
+    bare = context.wire_label == UNTAGGED
     inserts = not context.wire_label
+    walks = inserts or bare
     for name, (protocol, octets) in upper_layers(A1, B1).items():
         fits = not inserts or 48 + len(octets) <= context.mtu
-        is_fast = "fragment" not in name and not (inserts and protocol == 60) and fits
+        is_fast = "fragment" not in name and not (walks and protocol == 60) and fits
         yield Vector(name, build_packet(A1, B1, protocol, octets, flow_label=LABEL), is_fast)
     for protocol in (0, 43, 60):
         chained = build_packet(A1, B1, protocol, ROUTING + udp(A1, B1)[40:])
-        yield Vector(f"chain with {protocol}", chained, not inserts)
+        yield Vector(f"chain with {protocol}", chained, not walks)
     head = {0: 60, 60: 43}
     chain = build_packet(A1, B1, 0, HOP_BY_HOP + b"\x2b" + OPTIONS[1:] + ROUTING + bytes(8))
     assert head[0] == chain[40]
-    yield Vector("chain with all of them", chain, not inserts)
+    yield Vector("chain with all of them", chain, not walks)
     for count in (8, 9, 40):
         long = build_packet(A1, B1, 60, OPTIONS.replace(b"\x11", b"\x3c", 1) * count + OPTIONS)
-        yield Vector(f"{count} headers before the last", long, not inserts)
-    growth = 8 if inserts else 0
-    room = context.mtu - growth - 40
+        yield Vector(f"{count} headers before the last", long, not walks)
+    room = context.mtu - 40 - (8 if inserts else 0)
+    segment = tcp(A1, B1, bytes(context.mtu))
+    size = context.mtu - (forward.room_octets(segment, context.wire_kind) if inserts else 0)
+    yield Vector("TCP that just fits", _shortened(segment, size))
+    yield Vector("TCP that is one octet too long", _shortened(segment, size + 1), False)
     yield Vector("just fits", build_packet(A1, B1, 17, bytes(room)))
     yield Vector("one octet too long", build_packet(A1, B1, 17, bytes(room + 1)), False)
     yield Vector("much too long", build_packet(A1, B1, 17, bytes(3000)), False)
-    yield Vector("a shim header of the host", rewritten(A1, B1, 5, 17, bytes(40)))
-    yield Vector("a jumbogram", build_packet(A1, B1, 0, JUMBO), not inserts)
+    yield Vector("a shim header of the host", rewritten(A1, B1, 5, 17, bytes(40)), not bare)
+    yield Vector("a jumbogram", build_packet(A1, B1, 0, JUMBO), not walks)
     yield Vector("header only", build_packet(A1, B1, 59, b""))
     yield Vector("seven octets", build_packet(A1, B1, 253, bytes(7)))
     yield Vector("eight octets", build_packet(A1, B1, 253, bytes(8)))
     yield Vector("no context", udp(A1, B2, bytes(30)))
-    taken = forward.with_label(udp(A1_ISP2, B1_ISP2), context.wire_label or LABEL)
-    yield Vector("a label that would be mistaken", taken, inserts)
+    taken = udp(*_halves(context.route))
+    label = context.wire_label if context.wire_label > 0 else LABEL
+    yield Vector("plain, as if re-homed", forward.with_label(taken, label), inserts)
     yield from _without_meaning(A1, B1)
 
 
 def inbound(pair: Pair) -> Iterator[Vector]:
     """What may come in from an uplink of alpha, whose context is re-homed."""
     context = pair.alpha.context
+    is_bare = context.wire_label == UNTAGGED
     for name, (protocol, octets) in upper_layers(B1, A1).items():
         plain = build_packet(B1, A1, protocol, octets, flow_label=LABEL)
         yield Vector(f"on ULIDs: {name}", plain)
@@ -93,11 +101,11 @@ def inbound(pair: Pair) -> Iterator[Vector]:
     option = forward.rewrite(inner, B1_ISP2 + A1_ISP2, option_tail(tag ^ 1), forward.OPTION)
     yield Vector("no such option tag", option, False)
     yield Vector("to a locator without a tag", udp(B1_ISP2, A1_ISP2))
-    yield Vector("to a locator from a stranger", udp(STRANGER, A1_ISP2))
+    yield Vector("to a locator from a stranger", udp(STRANGER, A1_ISP2), not is_bare)
     for label in filter(None, (context.label, context.peer_label, LABEL)):
         for source, destination in ((B1, A1), (B1_ISP2, A1_ISP2), (STRANGER, A1), (B1, A1_ISP2)):
             name = f"label {label:#x} from {source[4:6].hex()} to {destination[4:6].hex()}"
-            yield Vector(name, forward.with_label(udp(source, destination), label))
+            yield Vector(name, forward.with_label(udp(source, destination), label), not is_bare)
     yield from _errors(pair)
     for octets, end in ((OPTIONS, "udp"), (OPTIONS.replace(b"\x11", b"\x06", 1), "tcp")):
         chain = build_packet(B1, A1, 60, octets + bytes(20))
@@ -128,17 +136,19 @@ def _tagged(context: Context, plain: bytes, name: str) -> Iterator[Vector]:
     }
     if context.label:
         modes["flowlabel"] = lambda: forward.relabel(plain, wire, context.label)
+    if context.wire_label == UNTAGGED:
+        modes["identifier"] = lambda: forward.readdress(plain, wire)
     for mode, make in modes.items():
-        packet = make()
-        yield Vector(f"{mode}: {name}", packet, mode in _modes(context))
+        is_fast = mode in _modes(context) and (mode, plain[6]) != ("identifier", 60)
+        yield Vector(f"{mode}: {name}", make(), is_fast)
 
 
 def _modes(context: Context) -> set[str]:
     asked = {"exthdr"}
     if context.label:
         asked.add("flowlabel")
-    if context.demux == "dstopt":
-        asked.add("dstopt")
+    if context.demux in {"dstopt", "identifier"}:
+        asked.add(context.demux)
     return asked
 
 
@@ -153,6 +163,14 @@ def _errors(pair: Pair) -> Iterator[Vector]:
                 packet = icmp_error(router, A1_ISP2, kind, code, word, verdict[:size])
                 yield Vector(f"error {kind} about {size} octets of {name}", packet, False)
     yield Vector("an error about a stranger", icmp_error(router, A1, 1, 0, 0, udp(A1, B2)), False)
+
+
+def _shortened(packet: bytes, size: int) -> bytes:
+    return packet[:4] + (size - 40).to_bytes(2) + packet[6:size]
+
+
+def _halves(route: bytes) -> tuple[Address, Address]:
+    return route[:16], route[16:]
 
 
 def _without_meaning(source: Address, destination: Address) -> Iterator[Vector]:

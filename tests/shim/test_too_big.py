@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from m6proxy.names import address
 from m6proxy.reasons import Reason
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.wire.ipv6 import NEXT_UDP, build_packet
+from tests.harness.packets import icmp_error, tcp, udp
 from tests.harness.pair import A1, B1, Pair
+from tests.shim.moved import moved
 
 HEADERS = 40
 
@@ -65,3 +69,25 @@ def test_a_new_path_tells_anew() -> None:
     pair.alpha.engine.handle_uplink("isp2", up=True, mtu=1400, now=pair.clock.now)
     assert _verdict(pair, 1400) is Reason.TOO_BIG
     assert 1392 in _told(pair)
+
+
+def test_tcp_behind_a_tag_option_has_to_leave_more_room() -> None:
+    """A router with large segments takes the option's header for that of TCP.
+
+    It sent Packet Too Big for packets that fit, with the MTU that the host knew already, for as
+    long as four bits of the sequence number stayed as they were.
+    """
+    pair = moved(demux=(DemuxMode.DSTOPT, DemuxMode.EXTHDR))
+    engine, now = pair.alpha.engine, pair.clock.now
+    fits, more = tcp(A1, B1, bytes(1400)), tcp(A1, B1, bytes(1401))
+    assert len(fits) == 1460
+    assert isinstance(engine.handle_outbound(fits, now), bytes)
+    assert isinstance(engine.handle_outbound(udp(A1, B1, bytes(1444)), now), bytes)
+    sent = engine.handle_outbound(fits, now)
+    assert isinstance(sent, bytes)
+    assert engine.handle_outbound(more, now) is Reason.TOO_BIG
+    assert _told(pair) == [1460]
+    far = icmp_error(address("2001:db8:66::1"), sent[8:24], 2, 0, 1400, sent)
+    told = engine.handle_inbound(far, now)
+    assert isinstance(told, bytes)
+    assert int.from_bytes(told[44:48]) == 1360

@@ -35,6 +35,7 @@ COUNT: Final = "m6p_count_v1"
 MARK_PAST: Final = 15
 """Low nibble of the mark of a packet that Python need not see; 1 to 14 are uplinks."""
 _MARK_OURS: Final = 0x80
+_UNTAGGED: Final = b"\xff" * 4
 _UPLINK_SLOTS: Final = UPLINKS_MAX + 2
 _PAIR_OCTETS: Final = 2 * ADDRESS_OCTETS
 _TAIL_OCTETS: Final = 8
@@ -81,7 +82,7 @@ class PrefixFlag(IntFlag):
     """Of a prefix of the site."""
 
     SLOW = 1
-    """Packets from here that have no context are for Python."""
+    """Packets from and to here that have no context are for Python."""
 
 
 class SettingsFlag(IntFlag):
@@ -92,7 +93,7 @@ class SettingsFlag(IntFlag):
     LABELS = 2
     """Some context is found by its flow label."""
     SENT_LABELS = 4
-    """Some context sends with a flow label."""
+    """Some context sends with a flow label, or without any tag."""
 
 
 @unique
@@ -161,9 +162,12 @@ def tag_key(mode: Mode, tag: int) -> bytes:
     return (mode << _MODE_SHIFT | tag).to_bytes(8, "little" if _IS_LITTLE else "big")
 
 
-def sent_key(locators: bytes, label: int) -> bytes:
-    """The key of what a flow in mode flowlabel looks like: 32 octets of addresses, 20 bits."""
-    return locators + label.to_bytes(4) + bytes(4)
+def sent_key(locators: bytes, label: int | None) -> bytes:
+    """The key of what a flow looks like: 32 octets of addresses, and the 20 bits of its label.
+
+    ``None`` in mode identifier: it has no label that would tell.
+    """
+    return locators + (_UNTAGGED if label is None else label.to_bytes(4)) + bytes(4)
 
 
 _IS_LITTLE: Final = struct.pack("=H", 1) == b"\x01\x00"

@@ -73,10 +73,12 @@ struct pair_flow {
 	__u8 spare[3];
 };
 
-/* What a re-homed flow in mode flowlabel looks like on the wire. */
+/* What a re-homed flow in mode flowlabel or identifier looks like on the wire. */
+#define SENT_UNTAGGED 0xFFFFFFFF
+
 struct sent_key {
 	struct pair locators;
-	__u32 label; /* network order, no other bits */
+	__u32 label; /* network order, no other bits; or SENT_UNTAGGED */
 	__u32 spare;
 };
 
@@ -173,13 +175,13 @@ struct prefix {
 };
 
 enum prefix_flags {
-	PREFIX_SLOW = 1, /* packets from here that have no context are for Python */
+	PREFIX_SLOW = 1, /* packets from and to here that have no context are for Python */
 };
 
 enum settings_flags {
 	SETTINGS_SLOW_MISSES = 1, /* all packets that have no context are for Python */
 	SETTINGS_LABELS = 2,      /* some context is found by its flow label */
-	SETTINGS_SENT_LABELS = 4, /* some context sends with a flow label */
+	SETTINGS_SENT_LABELS = 4, /* some context sends with a flow label, or bare */
 };
 
 struct settings {

@@ -189,6 +189,7 @@ ALWAYS int with_pair(struct __sk_buff *skb, __u32 link_octets, const struct sett
 ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
 {
 	const struct settings *settings = settings_of();
+	const struct prefix *prefix;
 	struct settled *settled;
 	struct view view;
 	struct pair ulids;
@@ -223,11 +224,12 @@ ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
 	verdict = with_pair(skb, link_octets, settings, &view);
 	if (verdict != NOT_OURS)
 		return verdict;
-	if (!prefix_of(settings, &view.head.at.dst))
+	prefix = prefix_of(settings, &view.head.at.dst);
+	if (!prefix)
 		return PASS;
 	ulids.src = view.head.at.dst;
 	ulids.dst = view.head.at.src;
-	if (settings->flags & SETTINGS_SLOW_MISSES ||
+	if ((prefix->flags & PREFIX_SLOW) || (settings->flags & SETTINGS_SLOW_MISSES) ||
 	    !count_miss(skb, link_octets, settings, &view, &ulids, MISS_ANSWERED,
 			settled))
 		return slow(COUNT_SLOW_POLICY);

@@ -5,6 +5,9 @@
 #include "account.h"
 #include "mark.h"
 
+/* m6proxy/shim/forward.py SEGMENT_OCTETS */
+#define SEGMENT_OCTETS 40
+
 /* Insert 8 octets behind the fixed header and let a header of our own stand before them. */
 ALWAYS int insert(struct __sk_buff *skb, __u32 link_octets, struct view *view,
 		  const struct out_flow *flow, __u8 inserted)
@@ -124,20 +127,47 @@ ALWAYS int after_split(struct __sk_buff *skb)
 
 /* --- at the LAN ---------------------------------------------------------------------------- */
 
-/* Whether the peer would take the label that the host chose for a context's. */
+/* Whether the peer would take a plain packet for a re-homed context's: by its label, or because
+ * it needs none between these addresses. */
 ALWAYS int is_mistaken(const struct settings *settings, const struct view *view,
 		       const struct pair *wire)
 {
 	struct sent_key key = { .locators = *wire, .label = view->head.first & LABEL_MASK };
 
-	return settings->flags & SETTINGS_SENT_LABELS &&
-	       bpf_map_lookup_elem(&m6p_sent_v1, &key) != NULL;
+	if (!(settings->flags & SETTINGS_SENT_LABELS))
+		return 0;
+	if (bpf_map_lookup_elem(&m6p_sent_v1, &key))
+		return 1;
+	key.label = SENT_UNTAGGED;
+	return bpf_map_lookup_elem(&m6p_sent_v1, &key) != NULL;
+}
+
+/* How much smaller than the path a packet has to be (m6proxy/shim/forward.py room_octets). */
+ALWAYS __u32 room_octets(const struct out_flow *flow, const struct view *view)
+{
+	switch (flow->mode) {
+	case MODE_EXTHDR:
+		return GROWTH_OCTETS;
+	case MODE_DSTOPT:
+		return view->head.next_header == NEXT_TCP ? SEGMENT_OCTETS : GROWTH_OCTETS;
+	default:
+		return 0;
+	}
+}
+
+/* Whether the chain of headers must be looked at before the flow's header can go in, or be left
+ * out: a packet without a tag must not have a shim header of the host. */
+ALWAYS int is_unclear(const struct out_flow *flow, const struct view *view)
+{
+	if (flow->mode == MODE_FLOWLABEL)
+		return 0;
+	return is_chained(view->head.next_header) ||
+	       (flow->mode == MODE_IDENTIFIER && view->head.next_header == NEXT_SHIM);
 }
 
 ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
 		   struct view *view, const struct out_flow *flow)
 {
-	__u32 growth = flow->mode == MODE_EXTHDR || flow->mode == MODE_DSTOPT ? GROWTH_OCTETS : 0;
 	__u32 octets;
 
 	if (flow->flags & OUT_SLOW)
@@ -149,12 +179,13 @@ ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settin
 	}
 	if (view->head.next_header == NEXT_FRAGMENT)
 		return slow(COUNT_SLOW_FRAGMENT);
-	if (growth && is_chained(view->head.next_header))
+	if (is_unclear(flow, view))
 		return slow(COUNT_SLOW_CHAIN);
-	if (flow->mode != MODE_FLOWLABEL && is_mistaken(settings, view, &flow->locators))
+	if ((flow->mode == MODE_EXTHDR || flow->mode == MODE_DSTOPT) &&
+	    is_mistaken(settings, view, &flow->locators))
 		return slow(COUNT_SLOW_LABEL);
 	octets = wire_octets(skb, link_octets, view);
-	if (!octets || octets + growth > flow->mtu)
+	if (!octets || octets + room_octets(flow, view) > flow->mtu)
 		return slow(COUNT_SLOW_TOO_BIG);
 	if (flow->mode == MODE_EXTHDR && skb->gso_size && !settings->split_ifindex)
 		return slow(COUNT_SLOW_TOO_BIG);
