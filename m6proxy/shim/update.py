@@ -31,6 +31,9 @@ from m6proxy.wire.message import (
 )
 from m6proxy.wire.options import LocatorDelta, LocatorList, Option, SenderName, encode_options
 
+_SILENT_AFTER: Final = 2
+_SOON_S: Final = 0.001
+"""What a timer starts is due after the round of timers that it is in."""
 _FIXED_OCTETS: Final = 16
 """An Update Request without options (§5.10)."""
 
@@ -137,6 +140,8 @@ def handle_error(core: Core, message: ErrorMessage, route: LocatorPair, now: flo
 def expire(core: Core, context: Context, now: float) -> None:
     """§10.2: send an unacknowledged Update Request again; the backoff ends at 120 s.
 
+    Two in a row without an answer hint at a dead path, whatever comes in meanwhile: the plain
+    packets of a peer that lost the context are no answer to what we send over other locators.
     A request of the peer whose proof takes too long is acknowledged without it.
     """
     if context.held_ack is not None and now >= context.held_ack.due_s:
@@ -144,6 +149,8 @@ def expire(core: Core, context: Context, now: float) -> None:
     update = context.update
     if update is not None and update.timeout_due_s and now >= update.timeout_due_s:
         _send(core, context, now)
+        if update.retries > _SILENT_AFTER:
+            reap.hint(core, context, "Update without an answer", now + _SOON_S)
 
 
 def _send(core: Core, context: Context, now: float) -> None:

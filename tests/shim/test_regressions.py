@@ -430,3 +430,21 @@ def test_a_fork_hears_what_dns_says_later() -> None:
     found = name_data(NAMES[B1], B1, "b")
     pair.alpha.engine.handle_proof(fork.pair, found, NAMES[A1], pair.clock.now)
     assert [locator.proof for locator in fork.peer_locators] == [Proof.ULID, Proof.DNS]
+
+
+def test_plain_packets_of_a_peer_that_lost_its_context_do_not_hide_a_dead_path() -> None:
+    """The peer's plain packets on the ULIDs were taken for the answers that were due to ours.
+
+    The peer had lost the context and would not begin one, so that it missed nothing; what we
+    sent over other locators died on the way, and our Update went unanswered for ever.
+    """
+    pair = moved()
+    pair.capable = False
+    pair.restart(pair.beta)
+    pair.cut.clear()
+    pair.cut_provider("a", 2)
+    for up in (False, True):
+        pair.alpha.engine.handle_uplink("isp1", up=up, mtu=1500, now=pair.clock.now)
+    arrived_s = pair.stream(30.0, both=True, interval_s=0.1)
+    assert arrived_s
+    assert arrived_s[-1] > pair.clock.now - 0.5

@@ -9,7 +9,7 @@ sends in answer is bounded by what it received: at most ``ANSWERS_MAX`` for one 
     Keepalive      four in a Keepalive Timeout (RFC 5534 §4.1: a third of it apart)
     Probe          five in 2 s, one more for a Send Timer that expires meanwhile, one for a
                    test of a better pair, and one for each uplink event (§4.3)
-    Close          two in 2 s
+    Close          three in 2 s, then none
     Capability Request   one in 2 s to one peer, whatever the contexts
 """
 
@@ -36,7 +36,7 @@ _MOST: Final = {
     wire.UPDATE_REQUEST: 1,
     wire.KEEPALIVE: 4,
     wire.PROBE: 7,
-    wire.CLOSE: 2,
+    wire.CLOSE: 3,
     wire.CAPABILITY_REQUEST: 1,
 }
 _EXPLORING: Final = 1

@@ -100,11 +100,6 @@ class World:
         self._sent: dict[bytes, tuple[_Direction, float]] = {}
         self._labelled: dict[bytes, Tag] = {}
         self._count = 0
-        self._hosts = {
-            host_ulid(number, shape, host)
-            for number, shape in enumerate(schedule.sites)
-            for host in range(shape.hosts)
-        }
         self._silent = [False] * len(schedule.conversations)
         self._ways = [self._directions(talk) for talk in schedule.conversations]
         self._over = False
@@ -399,11 +394,11 @@ class World:
     def _check_error(self, number: int, error: bytes, *, translated: bool) -> None:
         """An ICMPv6 error for a host: it is about a packet of that host, as the host sent it.
 
-        One about a path that its context has left since may pass as it is, to a locator: to
-        nobody, for hosts have their ULIDs alone.
+        One about a path or a tag that its context has left since passes as it is: nobody knows
+        the packet any more, and to the host it is an error about a stranger's.
         """
         quoted = error[48:]
-        if not translated and error[24:40] not in self._hosts:
+        if not translated and quoted not in self._sent:
             return
         ours = error[24:40] == quoted[8:24] and self._site_of(quoted[8:24]) == number
         require(ours, Invariant.ADDRESSES, "an ICMPv6 error for another host")
