@@ -119,7 +119,7 @@ class Config:
     """Whether contexts go back to a better pair."""
     failback_hold_s: float = 60.0
     """How long a better pair must answer before a context goes back to it."""
-    probes_per_s: float = 5000.0
+    probes_per_s: float = 2000.0
     """At most so many probes of searches, all contexts together."""
     max_contexts: int = 200_000
     locators: LocatorSettings = LocatorSettings()

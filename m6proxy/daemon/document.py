@@ -277,11 +277,11 @@ class PolicySection(Section):
         default=60.0, ge=10, le=86_400, description="seconds from 10 to 86400", examples=["60"]
     )
     probes_per_s: float = Field(
-        default=5000.0,
+        default=2000.0,
         ge=10,
         le=100_000,
         description="a rate from 10 to 100000",
-        examples=["5000"],
+        examples=["2000"],
     )
     max_contexts: int = Field(
         default=200_000,

@@ -292,6 +292,11 @@ class Context:
         """Whether the segments that nothing answered are of no use once they are old."""
         return self.send_due_s == NEVER and self.reap_state is ReapState.OPERATIONAL
 
+    def take_route(self, pair: LocatorPair) -> None:
+        """Make a pair the current one; the ULIDs, which most contexts stay on, are not copied."""
+        route = pair.local + pair.peer
+        self.route = self.outbound_key if route == self.outbound_key else route
+
     def set_state(self, after: State, cause: Input) -> None:
         """Move to another state; the only writer. Raises ValueError when the table forbids it."""
         allowed = CONTEXT.get((self.state, cause), ())

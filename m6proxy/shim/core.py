@@ -77,7 +77,7 @@ class ShimSettings:
     """Modes that we may send in; peers are asked for those before ``EXTHDR``, in this order."""
     locator_map: LocatorMap = PLAIN
     """How the locators of a host follow from its ULID."""
-    probes_per_s: float = 5000.0
+    probes_per_s: float = 2000.0
     """Probes of searches, all contexts together; after an uplink event this is its pace."""
     requests_per_s: float = 200.0
     """Control messages that cost us something, for each /48 of sources."""

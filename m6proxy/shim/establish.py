@@ -203,7 +203,7 @@ def complete(
     if context is None:
         context = lifecycle.create(core, key, fii, now)
     if not context.carries:
-        context.route = route.local + route.peer
+        context.take_route(route)
     context.local_name = local_name
     _adopt(core, context, message.initiator_tag, message.options, evidence, now)
     if context.state in _ANSWERED_BY_I2:
@@ -232,7 +232,7 @@ def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
     evidence = evidence_of(core, context, message.options, data, route.peer, now)
     reached = context.peer_locator(route.peer)
     if not context.carries and reached is not None and reached.proved:
-        context.route = route.local + route.peer
+        context.take_route(route)
         reached.tested |= route.peer != context.outbound_key[16:]
     _adopt(core, context, message.responder_tag, message.options, evidence, now)
     core.peers.forgive(context.outbound_key[16:])

@@ -81,10 +81,9 @@ def _remember(core: Core, context: Context, now: float) -> None:
 
 def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> None:
     """Re-home a context: its packets use this locator pair from now on."""
-    route = pair.local + pair.peer
-    if route == context.route:
+    if pair == context.locators:
         return
-    context.route = route
+    context.take_route(pair)
     context.rehomed_s = now
     context.rehomings += 1
     refresh_path(core, context)

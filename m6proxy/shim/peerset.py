@@ -8,6 +8,7 @@ is proved: the proof by DNS may come later, and until then the locator is known 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Final
 
 from m6proxy.discovery.capability import NameData
@@ -208,9 +209,8 @@ def adopt_locators(
             if locator.address in by_address:
                 _prefer(core, locator, by_address[locator.address])
     timeout = find(options, KeepaliveTimeout)
-    context.keepalive_timeout_s = (
-        float(max(1, timeout.seconds)) if timeout is not None else context.keepalive_timeout_s
-    )
+    if timeout is not None:
+        context.keepalive_timeout_s = _seconds(timeout.seconds)
     if context.carries:
         flows.install(core, context)
 
@@ -337,6 +337,12 @@ def _prefer(core: Core, locator: PeerLocator, preference: Preference) -> None:
     locator.lot = math.inf
     if preference.weight:
         locator.lot = -math.log(core.entropy.uniform(_LOT_MIN, 1.0)) / preference.weight
+
+
+@lru_cache
+def _seconds(told: int) -> float:
+    """A keepalive timeout; one number serves all contexts whose peers say the same."""
+    return float(max(1, told))
 
 
 def _listed(context: Context) -> tuple[Address, ...]:

@@ -64,15 +64,17 @@ class ContextTable:
         self.by_sent_option: dict[tuple[bytes, int], Context] = {}
         """Re-homed contexts by the addresses and the option's tag (``_OPTION_KEY`` added)."""
         self._by_pair: dict[bytes | tuple[bytes, int], Context] = {}
+        """Those that packets do not find by their ULIDs: not carrying, or forks."""
         self._forks: dict[bytes, tuple[Context, ...]] = {}
         self._by_nonce: dict[int, Context] = {}
-        self._by_peer_tag: dict[Tag, tuple[Context, ...]] = {}
+        self._by_peer_tag: dict[Tag, Context | tuple[Context, ...]] = {}
+        """Two with the same tag are rare: the others need no tuple."""
 
     def __len__(self) -> int:
-        return len(self._by_pair)
+        return len(self.by_tag)
 
     def __iter__(self) -> Iterator[Context]:
-        return iter(tuple(self._by_pair.values()))
+        return iter(tuple(self.by_tag.values()))
 
     def new_tag(self, entropy: Entropy) -> Tag:
         """A context tag that no context uses (RFC 5533 §7.1)."""
@@ -84,7 +86,8 @@ class ContextTable:
     def add(self, context: Context) -> None:
         """Take a new context in. Raises ValueError when its pair or tag is taken."""
         key = _pair_key(context.outbound_key, context.fii)
-        if key in self._by_pair or context.local_tag in self.by_tag:
+        known = self.by_pair(context.outbound_key, context.fii)
+        if known is not None or context.local_tag in self.by_tag:
             raise ValueError(f"a context for {context.pair} exists already")
         self._by_pair[key] = context
         self.by_tag[context.local_tag] = context
@@ -94,6 +97,7 @@ class ContextTable:
 
     def remove(self, context: Context) -> None:
         """Forget a context under every key."""
+        self.close(context)
         self._by_pair.pop(_pair_key(context.outbound_key, context.fii), None)
         self.by_tag.pop(context.local_tag, None)
         if context.fii:
@@ -107,7 +111,6 @@ class ContextTable:
             self.by_short_tag.pop(short_tag(context.local_tag), None)
         self.unbind_nonce(context)
         self.bind_peer_tag(context, 0)
-        self.close(context)
 
     def take_options(self, context: Context) -> None:
         """Let packets with the tag in an option find the context."""
@@ -173,6 +176,7 @@ class ContextTable:
         if context.fii == 0:
             self.by_outbound.pop(context.outbound_key, None)
             self.by_forked.pop(context.outbound_key, None)
+            self._by_pair.pop(context.outbound_key, None)
             found = self.by_forked if context.forks else self.by_outbound
             found[context.outbound_key] = context
             self.by_inbound[context.inbound_key] = context
@@ -184,14 +188,17 @@ class ContextTable:
             self.by_outbound.pop(context.outbound_key, None)
             self.by_forked.pop(context.outbound_key, None)
             del self.by_inbound[context.inbound_key]
+            self._by_pair[context.outbound_key] = context
 
     def by_pair(self, key: bytes, fii: int = 0) -> Context | None:
         """Find by local and peer ULID (32 octets) and fork, in whatever state."""
-        return self._by_pair.get(_pair_key(key, fii))
+        if fii:
+            return self._by_pair.get((key, fii))
+        return self.by_outbound.get(key) or self.by_forked.get(key) or self._by_pair.get(key)
 
     def all_of_pair(self, key: bytes) -> tuple[Context, ...]:
         """The context of a ULID pair (32 octets), if there is one, and its forks."""
-        main = self._by_pair.get(key)
+        main = self.by_pair(key)
         return (*((main,) if main is not None else ()), *self._forks.get(key, ()))
 
     def bind_nonce(self, context: Context, nonce: int) -> None:
@@ -215,16 +222,18 @@ class ContextTable:
         if context.peer_tag:
             others = tuple(x for x in self.by_peer_tag(context.peer_tag) if x is not context)
             if others:
-                self._by_peer_tag[context.peer_tag] = others
+                self._by_peer_tag[context.peer_tag] = others[0] if len(others) == 1 else others
             else:
                 self._by_peer_tag.pop(context.peer_tag, None)
         context.peer_tag = tag
         if tag:
-            self._by_peer_tag[tag] = (*self.by_peer_tag(tag), context)
+            others = self.by_peer_tag(tag)
+            self._by_peer_tag[tag] = (*others, context) if others else context
 
     def by_peer_tag(self, tag: Tag) -> tuple[Context, ...]:
         """All contexts whose peer chose this tag; different peers may choose the same."""
-        return self._by_peer_tag.get(tag, ())
+        found = self._by_peer_tag.get(tag, ())
+        return found if isinstance(found, tuple) else (found,)
 
     def by_sent(self, tag: Tag, route: LocatorPair) -> Context | None:
         """Find the context that sent a packet with CT(peer) from and to these locators."""

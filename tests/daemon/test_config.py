@@ -170,7 +170,7 @@ def test_what_is_left_out_has_a_default() -> None:
     assert (config.table_base, config.rule_priority, config.manage_routes) == (14000, 14000, True)
     assert (config.idle_s, config.max_contexts, config.send_timeout_s) == (300.0, 200_000, 15.0)
     assert (config.failback, config.failback_hold_s) == (FailbackMode.SOFT, 60.0)
-    assert config.probes_per_s == 5000.0
+    assert config.probes_per_s == 2000.0
     assert (config.dns.port, config.dns.timeout_s) == (53, 2.0)
 
 
@@ -383,7 +383,7 @@ def test_a_gateway_may_be_link_local() -> None:
             "send_timeout_s: 3",
             "probes_per_s: 0",
             "f.yaml:7: policy.probes_per_s: 0 is not a rate from 10 to 100000; "
-            "write for example `5000`",
+            "write for example `2000`",
         ),
         (
             "send_timeout_s: 3",
