@@ -45,6 +45,7 @@ class Reason(IntEnum):
     DELTA_BASE = 36
     BAD_SIGNATURE = 37
     NOBODYS_ADDRESS = 38
+    PARKED = 39
 
     # 50-69: the packet cannot be rewritten or restored (data path)
     TOO_BIG = 50
@@ -86,6 +87,7 @@ _TEXT: dict[Reason, str] = {
     Reason.DELTA_BASE: "a difference to a locator list that we do not have",
     Reason.BAD_SIGNATURE: "the CGA signature over a locator list is not the ULID's",
     Reason.NOBODYS_ADDRESS: "a locator-only address, and no context says whose packet it is",
+    Reason.PARKED: "the context is parked: one end said that it is away",
     Reason.BAD_METHOD: "a locator's verification method is unknown or reserved",
     Reason.TOO_BIG: "the packet does not fit the uplink with 8 octets more",
     Reason.CUT_BY_QUEUE: "the queue delivered only part of the packet",

@@ -88,6 +88,24 @@ class PendingUpdate:
         self.timeout_due_s = NEVER
 
 
+class Parking:
+    """Who of a parked context is away; the other end waits, or is away too (``park``)."""
+
+    __slots__ = ("granted_s", "local", "peer_since_s", "peer_until_s", "told_s")
+
+    def __init__(self) -> None:
+        self.local = False
+        """We are away."""
+        self.granted_s: float | None = None
+        """How long the peer said that it waits for us; 0: it does not; None: no answer yet."""
+        self.peer_until_s = NEVER
+        """The peer is away, and the context is removed then; NEVER: it is here."""
+        self.peer_since_s = NEVER
+        """When the peer last said so."""
+        self.told_s = NEVER
+        """When a host was last told that the peer is unreachable."""
+
+
 class PendingClose:
     """Our Close that is not acknowledged yet."""
 
@@ -134,6 +152,7 @@ class Context:
         "outbound_key",
         "packets_in",
         "packets_out",
+        "parking",
         "peer_features",
         "peer_generation",
         "peer_label",
@@ -205,6 +224,8 @@ class Context:
         """Our set as the peer has it, as far as we know; differences start from it."""
         self.held_ack: HeldAck | None = None
         self.closing: PendingClose | None = None
+        self.parking: Parking | None = None
+        """Set while the context waits for an end that said that it is away."""
 
         # reachability (RFC 5534)
         self.reap_state = ReapState.OPERATIONAL
@@ -288,6 +309,11 @@ class Context:
         return self.state in CARRIES
 
     @property
+    def watched(self) -> bool:
+        """Whether reachability is tested: the context carries, and nobody is away."""
+        return self.state in CARRIES and self.parking is None
+
+    @property
     def forgets_held(self) -> bool:
         """Whether the segments that nothing answered are of no use once they are old."""
         return self.send_due_s == NEVER and self.reap_state is ReapState.OPERATIONAL
@@ -313,6 +339,8 @@ class Context:
 
     def next_deadline_s(self, idle_s: float) -> float:
         """The earliest of all deadlines, or NEVER."""
+        if self.parking is not None:
+            return self._parked_deadline_s(self.parking)
         due = [self.last_traffic_s + idle_s] if self.state in CARRIES else []
         if self.send_due_s:
             due.append(self.send_due_s)
@@ -337,3 +365,11 @@ class Context:
         if self.exploration is not None:
             due.append(self.exploration.due_s or self.exploration.ended_s + RELEASE_EXPLORATION_S)
         return min(due) if due else NEVER
+
+    def _parked_deadline_s(self, parking: Parking) -> float:
+        due = (
+            parking.peer_until_s,
+            self.update.timeout_due_s if self.update is not None else NEVER,
+            self.handshake.timeout_due_s if self.handshake is not None else NEVER,
+        )
+        return min((deadline for deadline in due if deadline), default=NEVER)

@@ -4,7 +4,7 @@
 2. addresses: neither multicast nor unspecified, ours on our side
 3. what it is about: ULID pair, nonce, or our tag
 4. is it legal in that state: ``transitions``
-5. its handler in ``establish``, ``update``, ``reap`` or ``close``
+5. its handler in ``establish``, ``update``, ``park``, ``reap`` or ``close``
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from m6proxy.shim import (
     establish,
     hints,
     lifecycle,
+    park,
     reap,
     update,
 )
@@ -183,6 +184,13 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
     if route.local + route.peer != context.outbound_key:
         lifecycle.expect_rehomed(core, context, route)
     activity.look(core, context, now)
+    asked = park.asks(context, message) if isinstance(message, UpdateRequest) else None
+    if isinstance(message, UpdateRequest) and asked is not None:
+        establish.answer_early(core, context, now)
+        park.handle_request(core, context, message, asked, route, now)
+        return
+    if context.parking is not None and not park.handle_message(core, context, message, now):
+        raise PeerViolation(Reason.PARKED, "a test while one end is away")
     match message:
         case Keepalive():
             reap.handle_keepalive(core, context, now)
@@ -192,10 +200,11 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
             establish.answer_early(core, context, now)
             if not context.carries:
                 return
-            reap.payload_in(core, context, b"", now)
+            if context.parking is None:
+                reap.payload_in(core, context, b"", now)
             if isinstance(message, UpdateRequest):
                 update.handle_request(core, context, message, route, now)
-            else:
+            elif not park.handle_ack(core, context, message, now):
                 update.handle_ack(core, context, message, now)
     core.rearm(context)
 

@@ -37,7 +37,7 @@ from m6proxy.shim.responder import Responder
 from m6proxy.shim.routability import ReturnRoutability
 from m6proxy.shim.slots import FlowSlots, ReadActivity
 from m6proxy.shim.table import ContextTable
-from m6proxy.shim.timers import MIN_IDLE_S, SEND_TIMEOUT_S, TimerHeap
+from m6proxy.shim.timers import MIN_IDLE_S, NEVER, SEND_TIMEOUT_S, TimerHeap
 from m6proxy.wire.ipv6 import MIN_MTU, NEXT_SHIM, build_packet
 from m6proxy.wire.message import Message, encode_message
 
@@ -67,6 +67,8 @@ class ShimSettings:
     """Proofs that stand for the test of a locator as well."""
     send_timeout_s: float = SEND_TIMEOUT_S
     idle_s: float = MIN_IDLE_S
+    park_max_s: float = 3600.0
+    """How long contexts wait for a peer that said that it goes away; 0: not at all."""
     max_contexts: int = 200_000
     failback: FailbackMode = FailbackMode.SOFT
     failback_hold_s: float = 60.0
@@ -93,6 +95,7 @@ class Core:
     __slots__ = (
         "_wakes",
         "accounts",
+        "away_until_s",
         "closed",
         "closing",
         "contexts",
@@ -134,6 +137,8 @@ class Core:
         self.closing = 0
         """How many contexts are in CLOSING."""
         self.closed = ClosedTags()
+        self.away_until_s = NEVER
+        """The site said to its peers that it is away, and comes back then; NEVER: it is here."""
         self.accounts = Accounts(settings.establish)
         self.peers = RememberedPeers()
         self.inquiries = Inquiries()

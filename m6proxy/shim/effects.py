@@ -116,6 +116,8 @@ class What(Enum):
     PROVED = "locators proved"
     UPDATED = "locators updated"
     SHORTENED = "locators left out"
+    PARKED = "context parked"
+    RESUMED = "context taken up"
     REMOVED = "context removed"
     STATE = "state"
 

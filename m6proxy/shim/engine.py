@@ -35,6 +35,7 @@ from m6proxy.shim import (
     hints,
     icmp,
     outward,
+    park,
     peerset,
     reap,
     startup,
@@ -47,6 +48,7 @@ from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import AskCapability, Effect, LearnNames, SendPacket, What
 from m6proxy.shim.entropy import Entropy
 from m6proxy.shim.locators import Uplink
+from m6proxy.shim.park import Away
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.policy import Traffic
 from m6proxy.shim.slots import ReadActivity
@@ -82,6 +84,7 @@ class Engine:
         self._sweep = Sweep()
         self._by_outbound = self._core.contexts.by_outbound
         self._by_forked = self._core.contexts.by_forked
+        self._by_parked = self._core.contexts.by_parked
         self._by_inbound = self._core.contexts.by_inbound
         self._by_tag = self._core.contexts.by_tag
         self._by_short_tag = self._core.contexts.by_short_tag
@@ -140,6 +143,9 @@ class Engine:
             if self._is_locator_only(packet[24:40]):
                 return control.nobodys(self._core, packet, now)
             key = packet[24:40] + packet[8:24]
+            if key in self._by_parked:
+                park.handle_packet(self._core, self._by_parked[key], now)
+                return None
             if self._core.accounts.count(key, packet, outbound=False, now=now):
                 self._want_context(key, now)
             return None
@@ -164,6 +170,7 @@ class Engine:
             core.inquiries.next_deadline_s(),
             core.first_packets.next_deadline_s(),
             self._sweep.next_deadline_s(core.pace.free_s),
+            core.away_until_s or None,
         ):
             if other_s is not None and (due_s is None or other_s < due_s):
                 due_s = other_s
@@ -174,6 +181,8 @@ class Engine:
         core = self._core
         detect.expire(core, now)
         self._sweep.expire(core, now)
+        if core.away_until_s and now >= core.away_until_s:
+            park.end(core, now)
         due = []
         while (context := core.timers.pop_due(now)) is not None:
             due.append(context)
@@ -187,6 +196,9 @@ class Engine:
             if not context.carries:
                 if context.state is not State.IDLE:
                     core.rearm(context)
+                continue
+            if context.parking is not None:
+                park.expire(core, context, now)
                 continue
             if now >= context.last_traffic_s + core.settings.idle_s and not forks.is_used(
                 core, context, now
@@ -283,6 +295,22 @@ class Engine:
         """How many contexts wait for their peer's word that they are closed."""
         return self._core.closing
 
+    def park(self, for_s: float, now: float) -> None:
+        """The site goes away for so long: peers that understand it are told to wait.
+
+        Packets of our hosts for their contexts are dropped until ``unpark`` or the time is over.
+        """
+        park.begin(self._core, now + for_s, now)
+
+    def unpark(self, now: float) -> None:
+        """The site is back before its time; nothing happens when it was not away."""
+        park.end(self._core, now)
+
+    @property
+    def away(self) -> Away | None:
+        """What the peers said to it that we go away; None while we are here."""
+        return park.away(self._core)
+
     # --- for people --------------------------------------------------------------------
 
     def contexts(self) -> Iterator[Context]:
@@ -334,6 +362,8 @@ class Engine:
             return self._core.drop(Reason.TRUNCATED)
         key = packet[8:40]
         core = self._core
+        if key in self._by_parked:
+            return park.handle_outbound(core, self._by_parked[key], packet, now)
         dead = core.local_sets.is_down(packet[8:24])
         if core.accounts.count(key, packet, outbound=True, now=now, dead=dead):
             hold_s = core.settings.hold_first_packet_s
@@ -460,7 +490,7 @@ class Engine:
             restored = forward.restore(packet, place, context.inbound_key)
         except MalformedMessage as malformed:
             return core.drop(malformed.reason)
-        if (context.send_due_s or not context.keepalive_due_s) and context.carries:
+        if (context.send_due_s or not context.keepalive_due_s) and context.watched:
             reap.payload_in(core, context, restored, now)
         core.restored += 1
         return restored
@@ -509,7 +539,7 @@ class Engine:
         context.packets_in += 1
         context.octets_in += len(restored)
         context.last_traffic_s = now
-        if (context.send_due_s or not context.keepalive_due_s) and context.carries:
+        if (context.send_due_s or not context.keepalive_due_s) and context.watched:
             reap.payload_in(core, context, restored, now)
         core.restored += 1
         return restored
@@ -525,8 +555,11 @@ class Engine:
             locator = context.peer_locator(route.peer)
             if locator is None or not locator.proved:
                 return control.unproved(core, context, now)
-            hints.handle_source(core, context, route.peer, now)
-            context.last_in_pair = pair
+            if context.parking is not None:
+                park.handle_packet(core, context, now)
+            if context.parking is None:
+                hints.handle_source(core, context, route.peer, now)
+                context.last_in_pair = pair
         if context.state is not _ESTABLISHED:
             if not legal(context.state, Input.PAYLOAD):
                 return core.drop(Reason.ILLEGAL_IN_STATE)

@@ -21,7 +21,7 @@ from m6proxy.errors import PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, UlidPair, is_multicast
 from m6proxy.proof.judge import Evidence, Proof, prove_listed, prove_ulid
 from m6proxy.reasons import Reason
-from m6proxy.shim import failback, flows, forks, lifecycle, reap, startup, update
+from m6proxy.shim import failback, flows, forks, lifecycle, park, reap, startup, update
 from m6proxy.shim.context import Context, Handshake
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
@@ -477,7 +477,9 @@ def _adopt(
     before = context.peer_tag
     adopt_peer(core, context, peer_tag, options, evidence)
     _remove_confused(core, context, now)
-    if context.update is not None and peer_tag != before:
+    if context.parking is not None:
+        park.handle_exchange(core, context, now)
+    elif context.update is not None and peer_tag != before:
         update.announce(core, context, now, now)
 
 

@@ -26,6 +26,11 @@ class Feature(IntFlag):
 
 
 OURS: Final = (
-    Feature.CLOSE | Feature.DELTA | Feature.FLOWLABEL | Feature.IDENTIFIER | Feature.DSTOPT
+    Feature.CLOSE
+    | Feature.DELTA
+    | Feature.PARK
+    | Feature.FLOWLABEL
+    | Feature.IDENTIFIER
+    | Feature.DSTOPT
 )
 """What this version understands."""

@@ -67,6 +67,7 @@ def _entry(core: Core, context: Context, slot: int) -> KernelEntry:
         mtu=context.mtu,
         uplink=uplink.name if uplink is not None else None,
         slow=bool(context.forks)
+        or context.parking is not None
         or context.state is not State.ESTABLISHED
         or context.mode is DemuxMode.IDENTIFIER,
         tags=tuple(tags),

@@ -25,7 +25,7 @@ def sort(main: Context, packet: bytes) -> Context:
     """Find the context that a packet of the pair goes by."""
     for rule, fork in main.forks:
         if rule.takes(packet):
-            return fork if fork.carries else main
+            return fork if fork.watched else main
     return main
 
 

@@ -106,9 +106,14 @@ class HeldSegments:
         """The peer's gateway said something: that acknowledges nothing."""
         self._bare.clear()
 
+    @property
+    def packets(self) -> tuple[bytes, ...]:
+        """All of them, those that carry something first."""
+        return (*(packet for packet, *_ in self._full.values()), *self._bare.values())
+
     def take(self) -> tuple[bytes, ...]:
-        """Hand all of them over, those that carry something first."""
-        packets = (*(packet for packet, *_ in self._full.values()), *self._bare.values())
+        """Hand all of them over."""
+        packets = self.packets
         self._full.clear()
         self._bare.clear()
         return packets

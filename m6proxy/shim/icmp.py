@@ -35,6 +35,8 @@ from m6proxy.wire.message import I1, I2, I2bis, parse_message
 from m6proxy.wire.payload import is_payload, parse_payload_header
 
 PACKET_TOO_BIG: Final = 2
+_UNREACHABLE: Final = 1
+_ADDRESS_UNREACHABLE: Final = 3
 PARAMETER_PROBLEM: Final = 4
 _WITH_LENGTH: Final = (1, 3)
 """Types whose header may tell how long the quotation is, in 8 octets (RFC 4884 §4.2)."""
@@ -75,6 +77,14 @@ def packet_too_big(packet: bytes, source: Address, mtu: int) -> bytes:
     """
     room = MIN_MTU - HEADER_OCTETS - _ICMP_OCTETS
     body = bytes([PACKET_TOO_BIG, 0, 0, 0]) + mtu.to_bytes(4) + packet[:room]
+    sealed = _sealed(source, packet[8:24], body)
+    return build_packet(source, packet[8:24], NEXT_ICMPV6, sealed)
+
+
+def unreachable(packet: bytes, source: Address) -> bytes:
+    """Build the gateway's Destination Unreachable, code 3: a soft error for what is established."""
+    room = MIN_MTU - HEADER_OCTETS - _ICMP_OCTETS
+    body = bytes([_UNREACHABLE, _ADDRESS_UNREACHABLE, 0, 0]) + bytes(4) + packet[:room]
     sealed = _sealed(source, packet[8:24], body)
     return build_packet(source, packet[8:24], NEXT_ICMPV6, sealed)
 

@@ -58,6 +58,7 @@ def enter(core: Core, context: Context, after: State, cause: Input, now: float) 
     elif carried and not context.carries:
         _remember(core, context, now)
         core.contexts.close(context)
+        context.parking = None
         _leave_flow(core, context)
         flows.remove(core, context)
         context.send_due_s = context.keepalive_due_s = NEVER

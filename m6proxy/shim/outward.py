@@ -68,7 +68,17 @@ def unmistaken(core: Core, packet: bytes) -> Verdict:
 def send_held(core: Core, context: Context, now: float) -> None:
     """Send the unanswered segments once more, over the new path."""
     held, context.held = context.held, None
-    for packet in held.take() if held is not None else ():
+    _send(core, context, held.take() if held is not None else (), now)
+
+
+def repeat_held(core: Core, context: Context, now: float) -> None:
+    """Send them now and keep them: the path is to be tested yet."""
+    if context.held is not None:
+        _send(core, context, context.held.packets, now)
+
+
+def _send(core: Core, context: Context, packets: tuple[bytes, ...], now: float) -> None:
+    for packet in packets:
         verdict = rewrite(core, context, packet, now)
         if verdict is None:
             core.effects.append(SendPacket(packet))

@@ -29,7 +29,7 @@ from m6proxy.shim.effects import AskProof, Searched, What
 from m6proxy.shim.exploration import Exploration, best, candidates
 from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.lifecycle import meant_pair, refresh_path, use_route, wire_pair
-from m6proxy.shim.outward import send_held
+from m6proxy.shim.outward import repeat_held, send_held
 from m6proxy.shim.routability import may_send
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S, REPROOF_S
 from m6proxy.shim.transitions import REAP, Act, ReapEvent, ReapState
@@ -96,7 +96,7 @@ def hint(core: Core, context: Context, why: str, now: float, *, hearsay: bool = 
 
 def may_test(context: Context, now: float) -> bool:
     """Tell whether a hint would start a test: not within 10 s after another, or a search."""
-    if not context.carries or context.reap_state is not ReapState.OPERATIONAL:
+    if not context.watched or context.reap_state is not ReapState.OPERATIONAL:
         return False
     exploration = context.exploration
     if exploration is not None and (exploration.due_s or now < exploration.ended_s + TEST_PAUSE_S):
@@ -195,6 +195,21 @@ def explore(core: Core, context: Context, now: float) -> None:
     exploration = context.exploration or _explore(core, context, now)
     exploration.restart(_pairs(core, context, now), now)
     handle(core, context, ReapEvent.RETRANSMIT, now)
+
+
+def rest(context: Context) -> None:
+    """An end said that it is away: nothing is tested until it is back."""
+    context.send_due_s = context.keepalive_due_s = NEVER
+    context.exploration = None
+    context.reap_state = ReapState.OPERATIONAL
+
+
+def resume(core: Core, context: Context, now: float) -> None:
+    """The end is back: what the hosts sent meanwhile and TCP waits for goes out once more."""
+    if context.held is not None:
+        repeat_held(core, context, now)
+        context.held.until_s = now + context.send_timeout_s
+        payload_out(core, context, b"", now)
 
 
 def leave_broken(core: Core, context: Context, source: Address, now: float) -> None:

@@ -85,7 +85,7 @@ class Sweep:
         if not context.carries:
             return
         lifecycle.refresh_path(core, context)
-        if not self._tells:
+        if not self._tells or context.parking is not None:
             return
         if not _explores(context):
             self._staying.append(context)
@@ -104,7 +104,7 @@ def _explores(context: Context) -> bool:
 
 def _act(core: Core, context: Context, now: float) -> bool:
     """Explore if need be, and tell the peer; returns whether anything went out."""
-    if not context.carries:
+    if not context.watched:
         return False
     if _explores(context):
         reap.explore(core, context, now)

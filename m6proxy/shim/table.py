@@ -32,6 +32,7 @@ class ContextTable:
         "by_inbound",
         "by_label",
         "by_outbound",
+        "by_parked",
         "by_sent_label",
         "by_sent_option",
         "by_short_tag",
@@ -45,6 +46,8 @@ class ContextTable:
         """Contexts that carry packets, by local and peer ULID (32 octets)."""
         self.by_forked: dict[bytes, Context] = {}
         """Instead of there: those whose packets are sorted among their forks first."""
+        self.by_parked: dict[bytes, Context] = {}
+        """Instead of there: those that wait for an end that is away."""
         self.by_inbound: dict[bytes, Context] = {}
         """The same, by peer and local ULID (32 octets)."""
         self.by_tag: dict[Tag, Context] = {}
@@ -172,8 +175,9 @@ class ContextTable:
         return self.by_sent_label.get((addresses, UNTAGGED))
 
     def open(self, context: Context) -> None:
-        """Let packets find the context; forks are not found by their ULIDs."""
-        if context.fii == 0:
+        """Let packets find the context; forks are not found by their ULIDs, nor parked ones."""
+        if context.parking is None and context.fii == 0:
+            self.by_parked.pop(context.outbound_key, None)
             self.by_outbound.pop(context.outbound_key, None)
             self.by_forked.pop(context.outbound_key, None)
             self._by_pair.pop(context.outbound_key, None)
@@ -181,9 +185,20 @@ class ContextTable:
             found[context.outbound_key] = context
             self.by_inbound[context.inbound_key] = context
 
+    def park(self, context: Context) -> None:
+        """Let no packet find the context by its ULIDs until it is opened again."""
+        self._close_pair(context)
+        if context.fii == 0:
+            self.by_parked[context.outbound_key] = context
+
     def close(self, context: Context) -> None:
         """Let no packet find the context by its addresses any more."""
         self.forget_untagged(context)
+        self._close_pair(context)
+
+    def _close_pair(self, context: Context) -> None:
+        if self.by_parked.get(context.outbound_key) is context:
+            del self.by_parked[context.outbound_key]
         if self.by_inbound.get(context.inbound_key) is context:
             self.by_outbound.pop(context.outbound_key, None)
             self.by_forked.pop(context.outbound_key, None)

@@ -46,6 +46,12 @@ CLOSE_SENT_MAX: Final = 3
 """A Close goes out three times in two seconds: a gateway that stops does not wait longer."""
 CLOSED_QUIET_S: Final = 5.0
 """How long packets of a closed context, late on their way, invite no recovery."""
+PARK_QUIET_S: Final = 5.0
+"""How long packets of a peer that went away may be late on their way, and mean nothing."""
+PARK_GRACE_S: Final = 5.0
+"""How much longer than it promised an end waits: the peer's word takes its time."""
+PARK_SENT_MAX: Final = 4
+"""How often an end says that it goes away; later it is away."""
 MIN_IDLE_S: Final = 300.0
 """RFC 5533 §9: a context is not torn down before it was quiet for 5 minutes."""
 

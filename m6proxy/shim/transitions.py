@@ -67,6 +67,7 @@ class Input(Enum):
     HOLDDOWN_OVER = "hold-down over"
     IDLE_TIMEOUT = "idle timer"
     STOP = "the gateway stops"
+    PARK_OVER = "park time over"
     CONFUSED = "context confusion"
 
 
@@ -112,6 +113,7 @@ CONTEXT: Final[dict[tuple[State, Input], tuple[State, ...]]] = {
     (_EST, Input.CLOSE): (_NONE,),
     (_EST, Input.STOP): (State.CLOSING,),
     (_EST, Input.IDLE_TIMEOUT): (_NONE, State.CLOSING),
+    (_EST, Input.PARK_OVER): (_NONE,),
     (_EST, Input.CONFUSED): (_NONE,),
     # I2BIS-SENT: §7.9, §7.13, §7.15, §7.16, §7.19, §7.20, §10, §12.2
     (State.I2BIS_SENT, Input.I1): (State.I2BIS_SENT,),
@@ -126,6 +128,7 @@ CONTEXT: Final[dict[tuple[State, Input], tuple[State, ...]]] = {
     (State.I2BIS_SENT, Input.RETRIES_SPENT): (State.I1_SENT,),
     (State.I2BIS_SENT, Input.CLOSE): (_NONE,),
     (State.I2BIS_SENT, Input.IDLE_TIMEOUT): (_NONE,),
+    (State.I2BIS_SENT, Input.PARK_OVER): (_NONE,),
     (State.I2BIS_SENT, Input.CONFUSED): (_NONE,),
     # CLOSING: docs/decisions/0010-close.md; what the peer sent before it heard us is restored
     (State.CLOSING, Input.I1): (State.CLOSING,),

@@ -29,7 +29,14 @@ from m6proxy.wire.message import (
     UpdateRequest,
     find,
 )
-from m6proxy.wire.options import LocatorDelta, LocatorList, Option, SenderName, encode_options
+from m6proxy.wire.options import (
+    LocatorDelta,
+    LocatorList,
+    Option,
+    ParkTime,
+    SenderName,
+    encode_options,
+)
 
 _SILENT_AFTER: Final = 2
 _SOON_S: Final = 0.001
@@ -86,16 +93,26 @@ def handle_request(
     core.report(What.UPDATED, context.pair, f"{len(context.peer_locators)} locators of the peer")
     if (
         context.peer_name is not None
+        and context.parking is None
         and not all(locator.proved for locator in context.peer_locators)
         and core.requests_limit.allow(route.peer, now)
     ):
         context.held_ack = HeldAck(message.request_nonce, route, now + PENDING_PROOF_S)
         core.effects.append(AskProof(context.pair, context.peer_name))
     else:
-        core.send(UpdateAck(context.peer_tag, message.request_nonce), route)
+        core.send(
+            UpdateAck(context.peer_tag, message.request_nonce, _away(core, context, now)), route
+        )
     current = context.peer_locator(context.route[16:])
-    if current is not None and current.broken:
+    if current is not None and current.broken and context.parking is None:
         reap.leave_broken(core, context, route.peer, now)
+
+
+def _away(core: Core, context: Context, now: float) -> tuple[Option, ...]:
+    """That we are away says an acknowledgement too: it is no sign that we are back."""
+    if context.parking is None or not context.parking.local:
+        return ()
+    return (ParkTime(max(1, int(core.away_until_s - now))),)
 
 
 def acknowledge(core: Core, context: Context) -> None:
@@ -158,7 +175,8 @@ def _send(core: Core, context: Context, now: float) -> None:
     if update is None:
         return
     core.send(update.request, _signal_route(context))
-    reap.payload_out(core, context, b"", now)
+    if context.parking is None:
+        reap.payload_out(core, context, b"", now)
     nominal_s = backoff_s(UPDATE_TIMEOUT_S, update.retries, MAX_UPDATE_TIMEOUT_S)
     update.retries += 1
     update.timeout_due_s = now + nominal_s * core.entropy.uniform(0.5, 1.5)

@@ -109,7 +109,8 @@ _ON_R2 = frozenset(
     )
 )
 _ON_I2 = _ON_I1 | _ON_R1 | _ON_R2
-_ON_UPDATE = _ON_R2 | {opt.NUMBER_LOCATOR_DELTA}
+_ON_UPDATE_ACK = frozenset((opt.NUMBER_PARK_TIME,))
+_ON_UPDATE = _ON_R2 | _ON_UPDATE_ACK | {opt.NUMBER_LOCATOR_DELTA}
 _ON_CAPABILITY = frozenset((opt.NUMBER_FEATURES,))
 _ON_OTHERS: frozenset[int] = frozenset()
 
@@ -286,7 +287,7 @@ def _parse_update_request(octets: bytes) -> UpdateRequest:
 
 def _parse_update_ack(octets: bytes) -> UpdateAck:
     high, low, nonce = _TAG_NONCE.unpack_from(octets)
-    return UpdateAck(_tag(high, low), nonce, _options(octets, 16, _ON_OTHERS))
+    return UpdateAck(_tag(high, low), nonce, _options(octets, 16, _ON_UPDATE_ACK))
 
 
 def _parse_close(octets: bytes) -> Close:

@@ -253,7 +253,13 @@ INJECT: dict[Input, Callable[[Pair], object]] = {
     Input.UNRECOGNIZED: unrecognized,
     Input.CONFUSED: confuse,
 }
-BY_TIME = {Input.RETRANSMIT, Input.RETRIES_SPENT, Input.HOLDDOWN_OVER, Input.IDLE_TIMEOUT}
+BY_TIME = {
+    Input.RETRANSMIT,
+    Input.RETRIES_SPENT,
+    Input.HOLDDOWN_OVER,
+    Input.IDLE_TIMEOUT,
+    Input.PARK_OVER,
+}
 
 
 def snapshot(context: Context) -> dict[str, object]:

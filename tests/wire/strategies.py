@@ -37,6 +37,7 @@ from m6proxy.wire.options import (
     LocatorList,
     LocatorPreferences,
     Option,
+    ParkTime,
     Preference,
     ResponderValidator,
     SenderName,
@@ -96,6 +97,7 @@ options: st.SearchStrategy[Option] = st.one_of(
         ),
         st.lists(addresses, max_size=5).map(tuple),
     ),
+    st.builds(ParkTime, u32),
     st.builds(
         Demux,
         st.integers(0, 255),

@@ -45,6 +45,7 @@ from m6proxy.wire.options import (
     LocatorList,
     LocatorPreferences,
     Option,
+    ParkTime,
     Preference,
     ResponderValidator,
     SenderName,
@@ -189,6 +190,7 @@ OPTION_VALUES: dict[str, Option] = {
     "demux by flow label": Demux(1, 0xABCDE),
     "demux by addresses alone": Demux(2, stand_in=address("2001:db8:a1:4001::10")),
     "demux by destination option": Demux(3),
+    "park time": ParkTime(3 * 86_400),
 }
 
 OPTIONS_RECEIVED_ONLY: dict[str, tuple[Option, ...]] = {
