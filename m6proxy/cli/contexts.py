@@ -29,7 +29,7 @@ def contexts(control: Path | None, as_json: bool) -> None:
                 context["local_ulid"],
                 context["peer_ulid"],
                 context["state"],
-                context["reap_state"],
+                _path(context),
                 _locators(context),
                 context["packets_in"],
                 context["packets_out"],
@@ -39,6 +39,12 @@ def contexts(control: Path | None, as_json: bool) -> None:
         ],
         empty="No context: no pair with a capable peer has crossed the policy's threshold.",
     )
+
+
+def _path(context: dict[str, Any]) -> str | None:
+    parked = context.get("parked")
+    state: str | None = context["reap_state"] if parked is None else f"parked ({parked} away)"
+    return state
 
 
 def _locators(context: dict[str, Any]) -> str:

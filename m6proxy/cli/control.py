@@ -18,8 +18,8 @@ ANSWER_LIMIT_OCTETS = 256 * 1024 * 1024
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP whose transport is a UNIX stream socket."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
@@ -49,10 +49,21 @@ def ask(control: Path | None, path: str) -> Any:
 
     Raises SetupError when there is no daemon, or it refuses, or answers what is not JSON.
     """
+    return _talk(control, "GET", path, None, TIMEOUT_S)
+
+
+def tell(control: Path | None, path: str, value: object, timeout_s: float = TIMEOUT_S) -> Any:
+    """POST a value as JSON to ``path`` and return the answer's; raises as ``ask`` does."""
+    return _talk(control, "POST", path, json.dumps(value), timeout_s)
+
+
+def _talk(
+    control: Path | None, method: str, path: str, body_out: str | None, timeout_s: float
+) -> Any:
     where = find_socket(control)
-    connection = _UnixConnection(where)
+    connection = _UnixConnection(where, timeout_s)
     try:
-        connection.request("GET", path)
+        connection.request(method, path, body_out)
         response = connection.getresponse()
         body = response.read(ANSWER_LIMIT_OCTETS)
     except (FileNotFoundError, ConnectionRefusedError):
@@ -60,7 +71,7 @@ def ask(control: Path | None, path: str) -> Any:
             f"no daemon answers on {where}; start it with m6proxy run, or look at its log"
         ) from None
     except TimeoutError:
-        raise SetupError(f"the daemon on {where} is silent for {TIMEOUT_S:g} s") from None
+        raise SetupError(f"the daemon on {where} is silent for {timeout_s:g} s") from None
     except (OSError, http.client.HTTPException) as error:
         what = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise SetupError(f"the daemon on {where} cannot be asked: {what}") from None

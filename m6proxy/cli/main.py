@@ -28,6 +28,8 @@ _COMMANDS = {
     "drops": _Entry("m6proxy.cli.drops", "drops", "Dropped packets by reason."),
     "events": _Entry("m6proxy.cli.events", "events", "What happened lately."),
     "explain": _Entry("m6proxy.cli.explain", "explain", "What would happen to a packet?"),
+    "park": _Entry("m6proxy.cli.park", "park", "The site goes away for a while: say so."),
+    "unpark": _Entry("m6proxy.cli.park", "unpark", "The site is back."),
     "dns": _Entry("m6proxy.cli.dns", "dns", "Records to publish in DNS."),
     "plan": _Entry("m6proxy.cli.plan", "plan", "Address plans to think about beforehand."),
     "lab": _Entry("m6proxy.lab.cli", "lab", "Sites and providers in network namespaces."),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,6 +33,7 @@ def status(control: Path | None, as_json: bool) -> None:
             ("started", age(answer["started_at"])),
             ("data plane", answer["dataplane"]),
             ("uplinks", f"{answer['uplinks_up']} of {answer['uplinks']} up"),
+            *_away(answer.get("away")),
             ("contexts", states or "none"),
             ("peers", answer["peers"] or "none"),
             ("packets", packets),
@@ -38,3 +41,10 @@ def status(control: Path | None, as_json: bool) -> None:
             ("dropped", answer["drops"] or "none"),
         ]
     )
+
+
+def _away(away: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if away is None:
+        return []
+    left_s = max(0.0, away["until"] - time.time())
+    return [("away", f"for {left_s:.0f} s more, {away['granted']} contexts wait at their peers")]

@@ -115,6 +115,8 @@ class Config:
     """RFC 5534 Send Timeout: how long an answer may be due before exploration starts."""
     idle_s: float = 300.0
     """After how long without packets a context is removed."""
+    park_max_s: float = 3600.0
+    """How long contexts wait for a peer that says that it goes away; 0: not at all."""
     failback: FailbackMode = FailbackMode.SOFT
     """Whether contexts go back to a better pair."""
     failback_hold_s: float = 60.0
@@ -203,6 +205,8 @@ def _freeze(file: ConfigFile) -> Config:
             prefix=Prefix.parse(section.prefix),
             gateway=address(section.gateway),
             preference=section.preference,
+            weight=section.weight,
+            temporary=section.temporary,
         )
         for name, section in file.uplinks.items()
     ]
@@ -233,6 +237,7 @@ def _freeze(file: ConfigFile) -> Config:
         return_routability=ReturnRoutability(policy.return_routability),
         send_timeout_s=policy.send_timeout_s,
         idle_s=policy.idle_s,
+        park_max_s=float(policy.park_max_s),
         failback=FailbackMode(policy.failback),
         failback_hold_s=policy.failback_hold_s,
         probes_per_s=policy.probes_per_s,

@@ -1,6 +1,6 @@
-"""The control socket: HTTP over a UNIX socket, read-only JSON and the metrics.
+"""The control socket: HTTP over a UNIX socket, JSON and the metrics.
 
-Whoever may open the socket may read: it is made with mode 0660.
+Whoever may open the socket may read, and say that the site goes away: its mode is 0660.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from m6proxy.errors import SetupError
 from m6proxy.shim.engine import Engine
 
 _MODE = 0o660
+PARK_MAX_S = 604_800
+"""A week."""
 
 
 class Snapshots(Protocol):
@@ -82,6 +84,8 @@ class ControlServer:
         }
         for url, answer in routes.items():
             app.router.add_get(url, _json_handler(answer))
+        app.router.add_post("/v1/park", self._park)
+        app.router.add_post("/v1/unpark", self._unpark)
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
@@ -124,6 +128,7 @@ class ControlServer:
             },
             "losses": self._dataplane.losses(),
             "drops": sum(engine.drops.values()),
+            "away": view.away_view(engine, clock.unix_time),
         }
 
     def _uplinks(self) -> list[dict[str, Any]]:
@@ -142,6 +147,23 @@ class ControlServer:
             return explain(self._engine, self._config, interface, packet, clock.monotonic())
         except ValueError as wrong:
             raise web.HTTPBadRequest(text=str(wrong)) from None
+
+    async def _park(self, request: web.Request) -> web.Response:
+        """``for_s``: seconds; answers when the peers did, or after ``PARK_WITHIN_S``."""
+        try:
+            wanted = await request.json()
+        except ValueError:
+            raise web.HTTPBadRequest(text="not JSON") from None
+        for_s = wanted.get("for_s") if isinstance(wanted, dict) else None
+        if not isinstance(for_s, int | float) or not 1 <= for_s <= PARK_MAX_S:
+            raise web.HTTPBadRequest(text=f"for_s is a number of seconds from 1 to {PARK_MAX_S}")
+        await self._loop.park(float(for_s))
+        return web.json_response(view.away_view(self._engine, clock.unix_time))
+
+    async def _unpark(self, request: web.Request) -> web.Response:
+        was_away = self._engine.away is not None
+        self._loop.unpark()
+        return web.json_response({"was_away": was_away})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         body = metrics.render(self._status(), self._uplinks(), view.drops_view(self._engine))

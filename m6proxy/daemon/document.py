@@ -174,6 +174,10 @@ class UplinkSection(Section):
     preference: int = Field(
         ge=0, le=255, description="a whole number from 0 to 255, lower is better", examples=["1"]
     )
+    weight: int = Field(
+        default=0, ge=0, le=255, description="a whole number from 0 to 255", examples=["2"]
+    )
+    temporary: bool = Field(default=False, description="true or false", examples=["false"])
 
 
 class DnsSection(Section):
@@ -269,6 +273,9 @@ class PolicySection(Section):
     )
     idle_s: float = Field(
         default=300.0, ge=60, le=86_400, description="seconds from 60 to 86400", examples=["300"]
+    )
+    park_max_s: int = Field(
+        default=3600, ge=0, le=604_800, description="seconds from 0 to 604800", examples=["3600"]
     )
     failback: Literal["never", "soft", "hard"] = Field(
         default="soft", description="one of `never`, `soft` and `hard`", examples=["soft"]

@@ -32,6 +32,8 @@ from m6proxy.shim.verdict import Verdict
 
 CLOSE_WITHIN_S = 2.0
 """How long a gateway that stops waits for its peers' word that contexts are closed."""
+PARK_WITHIN_S = 7.0
+"""How long a site that goes away waits for its peers' word: one question may be lost."""
 _LOOK_S = 0.02
 LOOKUPS_MAX = 1024
 """DNS questions of the engine under way at once; further ones are answered 'unknown'."""
@@ -93,6 +95,24 @@ class Loop:
         self._carry_out()
         while self._engine.closing and self._clock() < deadline_s:
             await asyncio.sleep(_LOOK_S)
+
+    async def park(self, for_s: float) -> None:
+        """Tell the peers that the site goes away for so long, and wait for what they say."""
+        self._journal.note("site away", f"for {for_s:g} s")
+        self._engine.park(for_s, self._clock())
+        self._carry_out()
+        deadline_s = self._clock() + PARK_WITHIN_S
+        while (away := self._engine.away) is not None and away.asked:
+            if self._clock() >= deadline_s:
+                break
+            await asyncio.sleep(_LOOK_S)
+
+    def unpark(self) -> None:
+        """The site is back."""
+        if self._engine.away is not None:
+            self._journal.note("site back", "")
+        self._engine.unpark(self._clock())
+        self._carry_out()
 
     def uplink_changed(self, name: str, up: bool, why: str, mtu: int) -> None:
         """The kernel says that an uplink came, went or changed its MTU (octets)."""

@@ -177,7 +177,14 @@ def shim_settings(config: Config) -> ShimSettings:
     """What the engine has to know of the configuration."""
     return ShimSettings(
         uplinks=tuple(
-            Uplink(uplink.name, uplink.prefix, uplink.preference) for uplink in config.uplinks
+            Uplink(
+                uplink.name,
+                uplink.prefix,
+                uplink.preference,
+                weight=uplink.weight,
+                temporary=uplink.temporary,
+            )
+            for uplink in config.uplinks
         ),
         establish=config.establish,
         probe_unknown=config.unknown_peers == "probe",
@@ -190,6 +197,7 @@ def shim_settings(config: Config) -> ShimSettings:
         return_routability=config.return_routability,
         send_timeout_s=config.send_timeout_s,
         idle_s=config.idle_s,
+        park_max_s=config.park_max_s,
         failback=config.failback,
         failback_hold_s=config.failback_hold_s,
         probes_per_s=config.probes_per_s,

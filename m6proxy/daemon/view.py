@@ -58,6 +58,7 @@ def context_view(context: Context, to_unix: ToUnix) -> Json:
         "local_name": context.local_name,
         "peer_name": context.peer_name,
         "fork": context.fii,
+        "parked": _parked(context),
         "demux": context.demux,
         "packets_in": context.packets_in,
         "packets_out": context.packets_out,
@@ -67,6 +68,31 @@ def context_view(context: Context, to_unix: ToUnix) -> Json:
         "rehomed_at": _moment(context.rehomed_s, to_unix),
         "rehomings": context.rehomings,
     }
+
+
+def away_view(engine: Engine, to_unix: ToUnix) -> Json | None:
+    """What the peers said to it that the site goes away; None while it is here."""
+    away = engine.away
+    if away is None:
+        return None
+    return {
+        "until": round(to_unix(away.until_s), 3),
+        "granted": away.granted,
+        "refused": away.refused,
+        "unanswered": away.asked,
+        "not_parked": away.deaf,
+        "shortest_s": away.shortest_s or None,
+    }
+
+
+def _parked(context: Context) -> str | None:
+    """Which end is away: ``local``, ``peer`` or ``both``."""
+    parking = context.parking
+    if parking is None:
+        return None
+    if parking.local:
+        return "both" if parking.peer_until_s else "local"
+    return "peer"
 
 
 def uplinks_view(engine: Engine, config: Config, why: dict[str, str]) -> list[Json]:

@@ -40,6 +40,7 @@ class Handshake:
         "routes",
         "shortened",
         "timeout_due_s",
+        "told_set",
         "validator",
     )
 
@@ -60,7 +61,9 @@ class Handshake:
         self.routes: tuple[LocatorPair, ...] = ()
         """The pairs to try one after the other, when the ULIDs seem not to work."""
         self.shortened = False
-        """Whether a message of it had no room for all our locators."""
+        """Whether its messages did not tell one whole set: no room, or the set changed."""
+        self.told_set: LocalSet | None = None
+        """Our set as the last I2 or I2bis told it."""
 
 
 @dataclass(frozen=True, slots=True)

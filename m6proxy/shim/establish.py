@@ -241,8 +241,9 @@ def handle_r2(core: Core, message: R2, route: LocatorPair, now: float) -> None:
     lifecycle.refresh_path(core, context)
     if data is None and name is not None:
         core.effects.append(AskProof(context.pair, name.name))
-    context.told_set = None if handshake.shortened else context.local_set
-    if handshake.shortened:
+    told = handshake.told_set or context.told_set or context.local_set
+    context.told_set = None if handshake.shortened else told
+    if context.told_set is not context.local_set and context.update is None:
         update.announce(core, context, now, now)
     core.rearm(context)
     begin_forks(core, context, now)
@@ -367,7 +368,9 @@ def _send_message(core: Core, context: Context) -> None:
     required: tuple[Option, ...] = (ResponderValidator(handshake.validator), *identity)
     room_octets = MAX_MESSAGE_OCTETS - fixed_octets - len(encode_options(required))
     offered, whole = offer(core, context, room_octets, handshake.route.local)
-    handshake.shortened |= not whole
+    changed = handshake.told_set not in (None, context.local_set)
+    handshake.shortened |= changed or not whole
+    handshake.told_set = context.local_set
     options = (*required, *offered)
     if context.state is State.I2_SENT:
         message: I2 | I2bis = I2(context.local_tag, nonce, handshake.responder_nonce, options)

@@ -14,6 +14,7 @@ from m6proxy.shim.entropy import Entropy
 from m6proxy.wire.options import (
     BROKEN,
     METHOD_DNS,
+    TRANSIENT,
     LocatorDelta,
     LocatorList,
     LocatorPreferences,
@@ -36,6 +37,10 @@ class Uplink:
     mtu: int = 1500
     """Octets of the largest IPv6 packet that the uplink takes."""
     up: bool = True
+    weight: int = 0
+    """0 to 255: what peers are told of its share among equal preferences, as in DNS SRV."""
+    temporary: bool = False
+    """Peers are told that it is less stable: among equals it comes last."""
 
 
 class LocalSet:
@@ -98,16 +103,15 @@ class LocalSet:
             ),
             LocatorPreferences(
                 generation,
-                2,
-                tuple(
-                    Preference(
-                        BROKEN if self.broken[place] else 0,
-                        min(self.uplinks[place].preference, 255),
-                    )
-                    for place in places
-                ),
+                3 if any(uplink.weight for uplink in self.uplinks) else 2,
+                tuple(self._preference(place) for place in places),
             ),
         )
+
+    def _preference(self, place: int) -> Preference:
+        uplink = self.uplinks[place]
+        flags = (BROKEN if self.broken[place] else 0) | (TRANSIENT if uplink.temporary else 0)
+        return Preference(flags, min(uplink.preference, 255), uplink.weight)
 
     def since(self, base: LocalSet) -> LocatorDelta:
         """How this set differs from an earlier one; all contexts of the host ask the same."""

@@ -28,6 +28,10 @@ class UplinkSettings:
     """The provider's router, 16 octets; reached through ``interface``."""
     preference: int = 1
     """The lower the better."""
+    weight: int = 0
+    """Among equal preferences, its share of what comes in; 0 to 255, 0: none unless all have 0."""
+    temporary: bool = False
+    """Peers are told that it is less stable than the others."""
 
     def __post_init__(self) -> None:
         if not _INTERFACE.fullmatch(self.interface):

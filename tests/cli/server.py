@@ -23,6 +23,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(octets)
 
+    def do_POST(self) -> None:
+        server = self.server
+        assert isinstance(server, _Server)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server.told.append(json.loads(body))
+        self.do_GET()
+
     def address_string(self) -> str:
         return "unix"
 
@@ -33,13 +40,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 class _Server(socketserver.UnixStreamServer):
     answers: dict[str, tuple[int, str]]
     asked: list[str]
+    told: list[object]
+    """The values that were posted."""
 
 
 @contextmanager
-def daemon(path: Path, answers: dict[str, tuple[int, str]]) -> Iterator[list[str]]:
+def daemon(
+    path: Path, answers: dict[str, tuple[int, str]], told: list[object] | None = None
+) -> Iterator[list[str]]:
     """Answer on ``path`` while the block runs; yields the list of paths that were asked for."""
     server = _Server(str(path), _Handler)
     server.answers, server.asked = answers, []
+    server.told = told if told is not None else []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -90,6 +90,9 @@ EVENT = {
 }
 
 
+PARKED = CONTEXT | {"parked": "peer"}
+
+
 def run(*words: str) -> Result:
     return CliRunner().invoke(m6proxy, words, catch_exceptions=True)
 
@@ -291,3 +294,11 @@ def test_explain_makes_the_packet_that_was_described(tmp_path: Path) -> None:
 def test_explain_says_what_it_needs(words: tuple[str, ...], line: str) -> None:
     result = run("explain", "--in", "lan0", *words)
     assert isinstance(result.exception, SetupError) and line in str(result.exception)
+
+
+def test_parked_contexts_and_an_away_site_are_shown(tmp_path: Path) -> None:
+    output = answered(tmp_path, "/v1/contexts", [CONTEXT, PARKED], "contexts").output
+    assert output.count("parked (peer away)") == 1
+    away = {"until": time.time() + 600, "granted": 3}
+    output = answered(tmp_path, "/v1/status", STATUS | {"away": away}, "status").output
+    assert "contexts wait at their peers" in output

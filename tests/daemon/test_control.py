@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from m6proxy.cli.control import ask
+from m6proxy.cli.control import ask, tell
 from m6proxy.daemon.config import Config, parse_config
 from m6proxy.daemon.control import ControlServer, claim_socket
 from m6proxy.errors import SetupError
@@ -144,6 +145,28 @@ def test_posting_is_refused(tmp_path: Path) -> None:
     async def story(site: Parts) -> None:
         answer = await asyncio.to_thread(post)
         assert b" 405 " in answer.splitlines()[0] and b'{"error"' in answer
+
+    _with_server(path, story)
+
+
+def test_a_site_goes_away_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "alpha.sock"
+
+    async def story(site: Parts) -> None:
+        for wrong in ({}, {"for_s": "10"}, {"for_s": 0}, {"for_s": 1e9}, [1]):
+            with pytest.raises(SetupError, match="for_s is a number of seconds from 1 to 604800"):
+                await asyncio.to_thread(tell, path, "/v1/park", wrong)
+        answer = await asyncio.to_thread(tell, path, "/v1/park", {"for_s": 60})
+        assert answer["until"] - time.time() == pytest.approx(60, abs=5)
+        assert (answer["granted"], answer["unanswered"], answer["not_parked"]) == (0, 0, 0)
+        assert answer["shortest_s"] is None
+        assert (await _ask(path, "/v1/status"))["away"] == answer
+        assert site.engine.away is not None
+        assert await asyncio.to_thread(tell, path, "/v1/unpark", {}) == {"was_away": True}
+        assert await asyncio.to_thread(tell, path, "/v1/unpark", {}) == {"was_away": False}
+        assert (await _ask(path, "/v1/status"))["away"] is None
+        said = [entry.what for entry in site.journal.after(0)]
+        assert said == ["site away", "site back"]
 
     _with_server(path, story)
 

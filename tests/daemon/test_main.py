@@ -51,8 +51,17 @@ def test_the_engine_is_told_what_the_configuration_says(tmp_path: Path) -> None:
     assert settings.forks == ()
     assert settings.hold_first_packet_s == 2.0
     assert settings.probes_per_s == 700.0
+    assert settings.park_max_s == 3600.0
     assert settings.probe_unknown and settings.send_timeout_s == 3.0
     assert settings.establish.after_octets == 2048
+
+
+def test_the_engine_is_told_what_peers_hear_of_an_uplink() -> None:
+    text = CONTRACT.replace("preference: 2", "preference: 2, weight: 7, temporary: true", 1)
+    text = text.replace("send_timeout_s: 3", "send_timeout_s: 3, park_max_s: 90")
+    settings = shim_settings(parse_config(text, "f"))
+    assert [(u.weight, u.temporary) for u in settings.uplinks] == [(0, False), (7, True)]
+    assert settings.park_max_s == 90.0
 
 
 def test_a_lan_without_a_global_address_lends_an_uplinks() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 
-from m6proxy.names import address
+from m6proxy.names import Prefix, address
+from m6proxy.shim.core import ShimSettings
 from m6proxy.shim.locators import LocalSet, LocalSets
-from m6proxy.wire.options import BROKEN
+from m6proxy.wire.options import BROKEN, TRANSIENT, Preference
 from tests.harness.entropy import SeededEntropy
-from tests.harness.pair import A1, A1_ISP2, A2, B1, uplinks
+from tests.harness.pair import A1, A1_ISP2, A2, B1, Pair, uplinks
 
 
 def make() -> LocalSets:
@@ -66,3 +68,31 @@ def test_who_is_local_and_whose_locator_it_is() -> None:
     assert sets.same_host(A1_ISP2, A1)
     assert not sets.same_host(A1, A2)
     assert not sets.same_host(address("2001:db8:ffff::10"), A1)
+
+
+def test_weight_and_temporary_are_told_and_decide_at_the_peer() -> None:
+    """Where no uplink has a weight, none is told: two octets for each locator are enough."""
+    first, second = uplinks("a")
+    plain = LocalSet(A1, (first, second), 1).options()[1]
+    assert plain.element_octets == 2
+    weighted = LocalSet(A1, (replace(first, weight=3), replace(second, temporary=True)), 1)
+    told = weighted.options()[1]
+    assert told.element_octets == 3
+    assert told.preferences == (Preference(0, 1, 3), Preference(TRANSIENT, 2))
+
+
+def test_contexts_share_the_uplinks_of_the_peer_by_its_weights() -> None:
+    """Alpha gives isp2 and isp3 the same preference and isp3 three times the weight."""
+
+    def adjust(settings: ShimSettings) -> ShimSettings:
+        first, second = settings.uplinks
+        third = replace(second, name="isp3", prefix=Prefix.parse("2001:db8:a3::/48"), weight=3)
+        return replace(settings, uplinks=(first, replace(second, weight=1), third))
+
+    chosen = []
+    for seed in range(60):
+        pair = Pair(seed=seed, adjust=adjust)
+        pair.establish()
+        equals = [x for x in pair.beta.context.peer_locators if x.priority == 2 and x.weight]
+        chosen.append(min(equals, key=lambda locator: locator.lot).weight)
+    assert 35 <= chosen.count(3) <= 55

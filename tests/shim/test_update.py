@@ -13,6 +13,7 @@ from m6proxy.shim.effects import AskProof
 from m6proxy.shim.transitions import State
 from m6proxy.shim.verdict import CONSUMED
 from m6proxy.wire.message import (
+    I2,
     R2,
     ErrorCode,
     ErrorMessage,
@@ -33,6 +34,7 @@ from m6proxy.wire.options import (
 )
 from tests.harness.packets import control, find_messages, is_control
 from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, B2, NAMES, Pair
+from tests.shim.exchange import begin, lose_first
 from tests.shim.moved import established
 
 EVE = bytes.fromhex("20010db800660000000000000000000e")
@@ -57,6 +59,33 @@ def listed(*locators: Address, generation: int = 9, method: int = METHOD_DNS) ->
 
 def preferences(*flags: int, generation: int = 9) -> LocatorPreferences:
     return LocatorPreferences(generation, 1, tuple(Preference(f) for f in flags))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_uplink_that_goes_between_i2_and_r2_is_told_afterwards(again: bool) -> None:
+    """The exchange told the set as it was, and nobody was told the one that is.
+
+    Also when the I2 is sent again with the new one, and an answer to the first comes late.
+    """
+    pair = Pair()
+    answers = lose_first(pair, R2, count=int(again))
+    begin(pair)
+    while not find_messages(pair.alpha.sent, I2):
+        pair.run(0.001)
+    pair.alpha.engine.handle_uplink("isp1", up=False, mtu=1500, now=pair.clock.now)
+    pair.settle(pair.alpha)
+    if again:
+        while len(find_messages(pair.alpha.sent, I2)) < 2:
+            pair.run(0.001)
+        pair.lose = lambda packet: bool(find_messages([(0.0, packet)], I2))
+        pair.inject(pair.alpha, answers[0])
+        pair.lose = lambda packet: False
+    pair.run(1.0)
+    assert pair.alpha.context.state is State.ESTABLISHED
+    told = {locator.address: locator.broken for locator in pair.beta.context.peer_locators}
+    assert told == {A1: True, A1_ISP2: False}
+    assert pair.beta.context.peer_generation == pair.alpha.context.local_set.generation
+    assert pair.alpha.context.update is None
 
 
 def test_a_lost_uplink_is_announced_and_acknowledged() -> None:
