@@ -126,6 +126,8 @@ class Config:
     max_contexts: int = 200_000
     locators: LocatorSettings = LocatorSettings()
     """How the locators of a host follow from its ULID."""
+    locators_max: int = 64
+    """How many locators of a peer are kept."""
     hosts: tuple[tuple[str, Address], ...] = ()
     """Names of local hosts with their address; overrides PTR."""
     peers: tuple[tuple[str, Address], ...] = ()
@@ -243,6 +245,7 @@ def _freeze(file: ConfigFile) -> Config:
         probes_per_s=policy.probes_per_s,
         max_contexts=policy.max_contexts,
         locators=_locators(file),
+        locators_max=policy.locators_max,
         hosts=tuple((name, address(text)) for name, text in file.hosts.items()),
         peers=tuple((name, address(text)) for name, texts in file.peers.items() for text in texts),
         queue_outbound=file.queues.outbound,

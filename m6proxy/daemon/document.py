@@ -290,6 +290,9 @@ class PolicySection(Section):
         description="a rate from 10 to 100000",
         examples=["2000"],
     )
+    locators_max: int = Field(
+        default=64, ge=1, le=255, description="a whole number from 1 to 255", examples=["64"]
+    )
     max_contexts: int = Field(
         default=200_000,
         ge=1,

@@ -202,6 +202,7 @@ def shim_settings(config: Config) -> ShimSettings:
         failback_hold_s=config.failback_hold_s,
         probes_per_s=config.probes_per_s,
         max_contexts=config.max_contexts,
+        locators_max=config.locators_max,
         gateway=own_address(
             (*config.lan, *(uplink.interface for uplink in config.uplinks)),
             _IF_INET6.read_text(),

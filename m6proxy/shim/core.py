@@ -70,6 +70,9 @@ class ShimSettings:
     park_max_s: float = 3600.0
     """How long contexts wait for a peer that said that it goes away; 0: not at all."""
     max_contexts: int = 200_000
+    locators_max: int = 64
+    """How many locators of a peer are kept, more than one message of ours can tell; the rest of a
+    longer list is ignored."""
     failback: FailbackMode = FailbackMode.SOFT
     failback_hold_s: float = 60.0
     """How long a better pair must answer before a context goes back to it."""

@@ -51,9 +51,6 @@ from m6proxy.wire.options import (
     encode_options,
 )
 
-LOCATORS_MAX = 64
-"""How many locators of a peer are kept, more than one message of ours can tell; the rest of a
-longer list is ignored."""
 _LOCATOR_OCTETS: Final = 19
 """What one locator takes in list and preferences, rounded up: method, address, two octets."""
 _LOT_MIN: Final = 1e-9
@@ -200,7 +197,7 @@ def adopt_locators(
         bound = evidence.signed or (parameters is not None and hba.prefixes(parameters))
         context.peer_parameters = sent.octets if bound else b""
     if listed is not None:
-        _take_list(context, listed, evidence)
+        _take_list(core, context, listed, evidence)
     if preferences is not None:
         by_address: dict[Address, Preference] = {}
         for octets, preference in zip(_listed(context), preferences.preferences, strict=True):
@@ -238,7 +235,7 @@ def adopt_delta(core: Core, context: Context, delta: LocatorDelta) -> None:
     evidence = Evidence(None, peer_parameters((), ulid, context.peer_parameters))
     check_locators((listed,), ulid, evidence)
     broken = [locator.address for locator in context.peer_locators if locator.broken]
-    _take_list(context, listed, evidence)
+    _take_list(core, context, listed, evidence)
     for locator in context.peer_locators:
         if locator.address in added:
             _prefer(core, locator, added[locator.address][1])
@@ -246,8 +243,8 @@ def adopt_delta(core: Core, context: Context, delta: LocatorDelta) -> None:
             locator.broken = True
 
 
-def _take_list(context: Context, listed: LocatorList, evidence: Evidence) -> None:
-    context.peer_locators = _merged(context, listed, evidence)
+def _take_list(core: Core, context: Context, listed: LocatorList, evidence: Evidence) -> None:
+    context.peer_locators = _merged(context, listed, evidence, core.settings.locators_max)
     context.peer_order = None
     if _listed(context) != listed.locators:
         context.peer_order = listed.locators
@@ -358,7 +355,9 @@ def _is_unicast(octets: Address) -> bool:
     return octets[0] != 0xFF and not link_local and octets != UNSPECIFIED
 
 
-def _merged(context: Context, listed: LocatorList, evidence: Evidence) -> tuple[PeerLocator, ...]:
+def _merged(
+    context: Context, listed: LocatorList, evidence: Evidence, limit: int
+) -> tuple[PeerLocator, ...]:
     """The new Ls(peer): known locators keep what is known of them.
 
     The ULID and the locator in use stay even when the list leaves them out, as broken ones:
@@ -369,8 +368,8 @@ def _merged(context: Context, listed: LocatorList, evidence: Evidence) -> tuple[
     methods: dict[Address, int] = {}
     for octets, method in zip(listed.locators, listed.methods, strict=True):
         methods.setdefault(octets, method)
-    offered = tuple(methods)[:LOCATORS_MAX]
-    proofs = prove_listed(ulid, offered, tuple(methods.values())[:LOCATORS_MAX], evidence)
+    offered = tuple(methods)[:limit]
+    proofs = prove_listed(ulid, offered, tuple(methods.values())[:limit], evidence)
     merged: dict[Address, PeerLocator] = {}
     for octets, proof in zip(offered, proofs, strict=True):
         known = context.peer_locator(octets)

@@ -58,10 +58,10 @@ def test_the_engine_is_told_what_the_configuration_says(tmp_path: Path) -> None:
 
 def test_the_engine_is_told_what_peers_hear_of_an_uplink() -> None:
     text = CONTRACT.replace("preference: 2", "preference: 2, weight: 7, temporary: true", 1)
-    text = text.replace("send_timeout_s: 3", "send_timeout_s: 3, park_max_s: 90")
+    text = text.replace("send_timeout_s: 3", "send_timeout_s: 3, park_max_s: 90, locators_max: 3")
     settings = shim_settings(parse_config(text, "f"))
     assert [(u.weight, u.temporary) for u in settings.uplinks] == [(0, False), (7, True)]
-    assert settings.park_max_s == 90.0
+    assert (settings.park_max_s, settings.locators_max) == (90.0, 3)
 
 
 def test_a_lan_without_a_global_address_lends_an_uplinks() -> None:

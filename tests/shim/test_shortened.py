@@ -155,13 +155,14 @@ def test_the_places_that_are_told() -> None:
     assert [p.priority for p in preferences.preferences] == [1, 10]
 
 
-def test_more_locators_than_are_kept_are_ignored_and_their_preferences_fit() -> None:
+@pytest.mark.parametrize("limit", [64, 7])
+def test_more_locators_than_are_kept_are_ignored_and_their_preferences_fit(limit: int) -> None:
     """Preferences alone about a list longer than what is kept were refused with Error 4."""
-    pair = make("a")
+    pair = Pair(adjust=lambda settings: replace(settings, locators_max=limit))
     start(pair)
     locators = tuple(A1[:15] + bytes((n,)) for n in range(70))
     listed = LocatorList(9, (201,) * 70, locators)
     tag = pair.beta.context.local_tag
     assert pair.inject(pair.beta, control(A1, B1, UpdateRequest(tag, 1, (listed,)))) is not None
-    assert len(pair.beta.context.peer_locators) == 64
+    assert len([one for one in pair.beta.context.peer_locators if one.listed]) == limit
     assert pair.beta.context.peer_order == locators

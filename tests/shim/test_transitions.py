@@ -11,7 +11,7 @@ import pytest
 
 from m6proxy.reasons import Reason
 from m6proxy.shim import reap
-from m6proxy.shim.context import Context, Handshake, PendingUpdate
+from m6proxy.shim.context import Context, Handshake, Parking, PendingUpdate
 from m6proxy.shim.core import Core
 from m6proxy.shim.locators import LocalSet, PeerLocator
 from m6proxy.shim.timers import MIN_IDLE_S
@@ -333,6 +333,10 @@ def test_every_input_that_time_brings(
     if given is Input.IDLE_TIMEOUT:
         context.last_traffic_s -= MIN_IDLE_S
         context.peer_features = 0 if after is State.IDLE else context.peer_features
+        core_of(pair).rearm(context)
+    elif given is Input.PARK_OVER:
+        context.parking = Parking()
+        context.parking.peer_until_s = pair.clock.now + 1.0
         core_of(pair).rearm(context)
     real = Context.set_state
 
