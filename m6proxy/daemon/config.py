@@ -16,10 +16,12 @@ from typing import Literal, TypeAlias
 from m6proxy.daemon.document import ConfigFile, check_keys
 from m6proxy.daemon.yamlpos import Document, KeyPath, parse_yaml
 from m6proxy.discovery.addressing import (
+    NEUTRAL_BITS,
     PLAIN,
     SUBNET_BITS,
     LocatorMap,
     MapKind,
+    NeutralMap,
     NsquareMap,
     PreagreedMap,
 )
@@ -77,6 +79,8 @@ class LocatorSettings:
 
     def over(self, prefixes: Iterable[Prefix]) -> LocatorMap:
         """The mapping between these prefixes."""
+        if self.kind is MapKind.NEUTRAL:
+            return NeutralMap(prefixes)
         if self.kind is MapKind.NSQUARE:
             return NsquareMap(prefixes, self.mark_at)
         if self.identifier is not None:
@@ -150,7 +154,8 @@ class Config:
         prefixes = tuple(PrefixLocator(u.prefix, u.preference) for u in self.uplinks)
         marked = self.locators.kind is MapKind.NSQUARE
         mark_at = self.locators.mark_at if marked else None
-        return Capability(site=self.site, prefixes=prefixes, mark_at=mark_at)
+        neutral = self.locators.kind is MapKind.NEUTRAL
+        return Capability(site=self.site, prefixes=prefixes, mark_at=mark_at, neutral=neutral)
 
     @property
     def steering(self) -> SteeringSettings:
@@ -258,8 +263,11 @@ def _freeze(file: ConfigFile) -> Config:
 
 def _locators(file: ConfigFile) -> LocatorSettings:
     """``mark_at`` is by default where the prefixes end, ``identifier`` the best uplink."""
-    kind = MapKind(file.locators.map)
     uplinks = sorted(file.uplinks.items(), key=lambda named: named[1].preference)
+    if file.locators.map is None:
+        longest = max(Prefix.parse(uplink.prefix).length for _, uplink in uplinks)
+        return LocatorSettings(MapKind.NEUTRAL if longest <= NEUTRAL_BITS else MapKind.PREFIX)
+    kind = MapKind(file.locators.map)
     if kind is MapKind.NSQUARE:
         first = Prefix.parse(uplinks[0][1].prefix)
         return LocatorSettings(kind, file.locators.mark_at or first.length)
@@ -328,7 +336,7 @@ def _check_demux(document: Document) -> None:
         )
     elif "identifier" in modes[: modes.index("exthdr")] and _at(
         document.value, "locators", "map"
-    ) in (None, "prefix"):
+    ) in (None, "prefix", "neutral"):
         document.add(
             ("policy", "demux"),
             "identifier is asked of peers, and there are no locator-only addresses; "
@@ -355,6 +363,11 @@ def _check_locators(document: Document, prefixes: list[Prefix]) -> None:
     if not prefixes or len({prefix.length for prefix in prefixes}) > 1:
         return
     length = prefixes[0].length
+    if kind == "neutral" and length > SUBNET_BITS:
+        document.add(
+            ("locators", "map"),
+            f"behind /{length} no 16 bits are left that keep the sum; use `map: prefix`",
+        )
     if kind == "nsquare":
         bits = len(prefixes).bit_length()
         if mark_at is None and length + bits > SUBNET_BITS:

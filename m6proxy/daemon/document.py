@@ -305,9 +305,9 @@ class PolicySection(Section):
 class LocatorsSection(Section):
     """``locators``: which addresses a host has in each uplink's prefix."""
 
-    map: Literal["prefix", "nsquare", "preagreed"] = Field(
-        default="prefix",
-        description="one of `prefix`, `nsquare` and `preagreed`",
+    map: Literal["neutral", "prefix", "nsquare", "preagreed"] | None = Field(
+        default=None,
+        description="one of `neutral`, `prefix`, `nsquare` and `preagreed`",
         examples=["nsquare"],
     )
     mark_at: int | None = Field(

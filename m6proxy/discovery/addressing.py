@@ -1,9 +1,11 @@
 """Which addresses a host has under each of its site's prefixes (l3-shim-approach §9.1).
 
-Three mappings from a ULID to its locators:
+Four mappings from a ULID to its locators:
 
 ``prefix``     the ULID with its prefix replaced. Each of them may be a ULID as well, for the
                host may have it.
+``neutral``    the same, with one 16-bit word changed so that the sum of the address stays what it
+               was (RFC 6296): transport checksums are right over ULIDs and locators alike.
 ``nsquare``    one set of addresses for each prefix that a ULID may come from. In its own prefix
                it is itself; in another one it is locator-only: the same address with the number
                of the ULID's prefix in a few bits, the *mark*, that are 0 in every address of a
@@ -31,12 +33,17 @@ SUBNET_BITS: Final = 64
 """Behind so many bits of an address its interface identifier begins, where hosts may put
 anything: the mark of n-square addresses stands there only by word of the operator."""
 
+NEUTRAL_BITS: Final = 48
+"""Prefixes up to this length leave a subnet number to keep the sum with."""
+_ONES: Final = 0xFFFF
+
 
 @unique
 class MapKind(Enum):
     """The mappings by the words of configuration and capability record."""
 
     PREFIX = "prefix"
+    NEUTRAL = "neutral"
     NSQUARE = "nsquare"
     PREAGREED = "preagreed"
 
@@ -86,6 +93,44 @@ class PrefixMap(LocatorMap):
     def locator(self, ulid: Address, prefix: Prefix) -> Address:
         """The locator of a ULID in a prefix."""
         return prefix.graft(ulid)
+
+    def is_locator_only(self, octets: Address) -> bool:
+        """None is."""
+        return False
+
+    def patterns(self) -> tuple[Pattern, ...]:
+        """None."""
+        return ()
+
+
+class NeutralMap(LocatorMap):
+    """The ULID with its prefix replaced and its sum kept; no address is locator-only."""
+
+    __slots__ = ("_prefixes",)
+
+    def __init__(self, prefixes: Iterable[Prefix]) -> None:
+        """Raises ValueError when a prefix leaves no interface identifier (more than 64 bits)."""
+        self._prefixes = tuple(prefixes)
+        longest = max((prefix.length for prefix in self._prefixes), default=0)
+        if longest > SUBNET_BITS:
+            raise ValueError(f"a prefix of {longest} bits leaves no word to keep the sum with")
+
+    def locator(self, ulid: Address, prefix: Prefix) -> Address:
+        """The locator of a ULID in a prefix.
+
+        The word is the subnet number behind /48 and shorter prefixes (RFC 6296 §3.4), else the
+        first of the interface identifier that is not 0xFFFF (§3.5). Where all are, as with
+        subnet 0xFFFF, the sum is not kept: RFC 6296 drops such packets, and we need not.
+        """
+        grafted = prefix.graft(ulid)
+        own = next((one for one in self._prefixes if one.contains(ulid)), prefix)
+        at = _neutral_word(ulid, max(own.length, prefix.length))
+        if own == prefix or at is None:
+            return grafted
+        word = _sum(ulid[:at], ulid[at : at + 2], _complement(_sum(grafted[:at])))
+        if word == _ONES:
+            word = 0
+        return grafted[:at] + word.to_bytes(2) + grafted[at + 2 :]
 
     def is_locator_only(self, octets: Address) -> bool:
         """None is."""
@@ -190,6 +235,25 @@ class PreagreedMap(LocatorMap):
 
 PLAIN: Final = PrefixMap()
 """What a site has that says nothing else."""
+
+
+def _neutral_word(ulid: Address, length: int) -> int | None:
+    """Where the word stands that keeps the sum, in octets; None when there is none."""
+    places = (6,) if length <= NEUTRAL_BITS else (8, 10, 12, 14)
+    return next((at for at in places if ulid[at : at + 2] != b"\xff\xff"), None)
+
+
+def _sum(*parts: bytes) -> int:
+    """The one's complement sum of 16-bit words, as transport checksums take it."""
+    octets = b"".join(parts)
+    total = sum(int.from_bytes(octets[at : at + 2]) for at in range(0, len(octets), 2))
+    while total > _ONES:
+        total = (total & _ONES) + (total >> 16)
+    return total
+
+
+def _complement(total: int) -> bytes:
+    return (total ^ _ONES).to_bytes(2)
 
 
 def _prefix_mask(prefix: Prefix) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from m6proxy.discovery.addressing import PLAIN, LocatorMap, NsquareMap
+from m6proxy.discovery.addressing import PLAIN, LocatorMap, NeutralMap, NsquareMap
 from m6proxy.names import Address, Prefix
 
 VERSION = 1
@@ -35,18 +35,22 @@ class Capability:
     prefixes: tuple[PrefixLocator, ...] = ()
     mark_at: int | None = None
     """N-square addresses: how many bits stand before the mark; None: there are no marks."""
+    neutral: bool = False
+    """Whether locators keep the sum of their ULID (RFC 6296)."""
 
     def __post_init__(self) -> None:
         if self.version < 1:
             raise ValueError("a capability's version is 1 or more")
         if self.mark_at is not None:
             NsquareMap((p.prefix for p in self.prefixes), self.mark_at)
+        elif self.neutral:
+            NeutralMap(p.prefix for p in self.prefixes)
 
     @property
     def locator_map(self) -> LocatorMap:
         """How locators follow from a ULID."""
         if self.mark_at is None:
-            return PLAIN
+            return NeutralMap(p.prefix for p in self.prefixes) if self.neutral else PLAIN
         return NsquareMap((p.prefix for p in self.prefixes), self.mark_at)
 
 
@@ -74,8 +78,8 @@ class NameData:
         if record is None:
             return tuple(sorted(self.addresses))
         if record.mark_at is None:
-            grafted = (p.prefix.graft(ulid) for p in record.prefixes)
-            return tuple(dict.fromkeys([*sorted(self.addresses), *grafted]))
+            mapped = (record.locator_map.locator(ulid, p.prefix) for p in record.prefixes)
+            return tuple(dict.fromkeys([*sorted(self.addresses), *mapped]))
         if not any(p.prefix.contains(ulid) for p in record.prefixes):
             return (ulid,)
         return tuple(record.locator_map.locator(ulid, p.prefix) for p in record.prefixes)

@@ -9,7 +9,8 @@ Fields are joined by ``+``. No character of it means anything to zone files, JSO
 shell or the lists of SVCB, so it can be typed with quotes or without and never needs an
 escape. ``v`` comes first; ``f`` holds one letter for each thing that the site does (``a``:
 accepts I1; the default); ``s`` is the site's name; each ``p`` is a prefix and its preference
-(0 when left out); ``m=nsquare@48`` says that locators have marks, and where (``addressing``).
+(0 when left out); ``m=nsquare@48`` says that locators have marks, and where, ``m=neutral``
+that they keep the sum of their ULID (``addressing``).
 Later fields, letters, mappings and SvcParams are ignored; another version, or a fault, is no
 capability. Why so: docs/decisions/0003-capability-record.md.
 """
@@ -163,6 +164,8 @@ def encode_text(capability: Capability) -> str:
     fields += [f"p={p.prefix}@{p.preference}" for p in capability.prefixes]
     if capability.mark_at is not None:
         fields.append(f"m={MapKind.NSQUARE.value}@{capability.mark_at}")
+    elif capability.neutral:
+        fields.append(f"m={MapKind.NEUTRAL.value}")
     text = "+".join(fields)
     try:
         if parse_text(text.encode("ascii")) is None:
@@ -187,6 +190,7 @@ def parse_text(octets: bytes) -> Capability | None:
     site: str | None = None
     prefixes: list[PrefixLocator] = []
     mark_at: int | None = None
+    neutral = False
     seen: set[str] = set()
     at = len(fields[0])
     for field in fields[1:]:
@@ -206,6 +210,7 @@ def parse_text(octets: bytes) -> Capability | None:
                 prefixes.append(_parse_prefix(value))
             elif key == "m":
                 mark_at = _parse_mark(value)
+                neutral = value == MapKind.NEUTRAL.value
         except ValueError as error:
             raise MalformedMessage(Reason.BAD_FIELD, str(error), at) from None
         at += len(field)
@@ -213,7 +218,7 @@ def parse_text(octets: bytes) -> Capability | None:
         raise MalformedMessage(Reason.BAD_FIELD, f"more than {PREFIXES_MAX} prefixes", at)
     accepts = letters is None or ACCEPTS in letters
     try:
-        return Capability(VERSION, accepts, site, tuple(prefixes), mark_at)
+        return Capability(VERSION, accepts, site, tuple(prefixes), mark_at, neutral)
     except ValueError as error:
         raise MalformedMessage(Reason.BAD_FIELD, str(error), at) from None
 

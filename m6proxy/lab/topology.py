@@ -17,6 +17,9 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
+from m6proxy.discovery.addressing import NeutralMap
+from m6proxy.names import Prefix, address, address_text
+
 DEFAULT_LAB = "m6lab"
 NAMESERVER = "2001:db8:ff::53"
 CORE_ON_NS_NET = "2001:db8:ff::1"
@@ -110,10 +113,10 @@ class Site:
         return _in(self.lan, 1)
 
     def locator(self, host: Host, uplink: Uplink) -> str:
-        """Return the host's address with the prefix of another uplink, in text form."""
-        low = int(ipaddress.IPv6Address(host.address)) & ((1 << 80) - 1)
-        base = int(ipaddress.IPv6Network(uplink.prefix).network_address)
-        return str(ipaddress.IPv6Address(base | low))
+        """Return the host's locator over an uplink as m6proxy has it by default, in text form."""
+        by_prefix = NeutralMap(Prefix.parse(one.prefix) for one in self.uplinks)
+        locator = by_prefix.locator(address(host.address), Prefix.parse(uplink.prefix))
+        return address_text(locator)
 
 
 def _in(net: str, number: int) -> str:

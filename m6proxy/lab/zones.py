@@ -28,6 +28,7 @@ def capability(site: Site) -> Capability:
         prefixes=tuple(
             PrefixLocator(Prefix.parse(uplink.prefix), uplink.preference) for uplink in site.uplinks
         ),
+        neutral=True,
     )
 
 

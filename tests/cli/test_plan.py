@@ -57,7 +57,7 @@ def test_a_configuration_says_which_hosts_and_the_command_line_changes_it(tmp_pa
     assert [host["name"] for host in plan["hosts"]] == ["a1.alpha.example", "a2.alpha.example"]
     assert plan["site"] == "alpha.example" and len(plan["records"]) == 6
     path = tmp_path / "marked.yaml"
-    text = Path(ALPHA).read_text().replace("map: prefix", "map: nsquare")
+    text = Path(ALPHA).read_text().replace("map: neutral", "map: nsquare")
     text = text.replace("mark_at: null", "mark_at: 52")
     path.write_text(text)
     assert json.loads(nsquare("-c", str(path), "--json"))["mark"]["at"] == 52
@@ -92,7 +92,7 @@ def test_a_record_of_a_site_with_locator_only_addresses(tmp_path: Path) -> None:
     text = Path(ALPHA).read_text()
     for kind, addresses, mark in (("nsquare", 2, True), ("preagreed", 1, False)):
         path = tmp_path / f"{kind}.yaml"
-        path.write_text(text.replace("map: prefix", f"map: {kind}"))
+        path.write_text(text.replace("map: neutral", f"map: {kind}"))
         words = ["dns", "record", "-c", str(path), "--host", "a1.alpha.example"]
         output = CliRunner().invoke(m6proxy, words, catch_exceptions=False).output
         assert output.count(" IN AAAA ") == output.count(" IN PTR ") == addresses

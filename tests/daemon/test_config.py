@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m6proxy.daemon.config import Config, ConfigError, load_config, parse_config
+from m6proxy.daemon.config import Config, ConfigError, LocatorSettings, load_config, parse_config
 from m6proxy.daemon.document import ConfigFile, Section
+from m6proxy.discovery.addressing import MapKind
 from m6proxy.errors import SetupError
 from m6proxy.names import Prefix, address
 from m6proxy.shim.demux import DemuxMode
@@ -118,7 +119,7 @@ def test_pre_agreed_identifiers_come_from_the_best_uplink_or_the_named_one() -> 
 @pytest.mark.parametrize(
     ("more", "what"),
     [
-        ("locators: {map: nsquares}", "'nsquares' is not one of `prefix`, `nsquare`"),
+        ("locators: {map: nsquares}", "'nsquares' is not one of `neutral`, `prefix`"),
         ("locators: {mark_at: 48}", "locators.mark_at: means nothing without `map: nsquare`"),
         ("locators: {map: prefix, identifier: isp1}", "means nothing without `map: preagreed`"),
         ("locators: {map: preagreed, identifier: isp9}", "'isp9' is no uplink; the uplinks here"),
@@ -165,7 +166,10 @@ def test_what_is_left_out_has_a_default() -> None:
         uplinks=config.uplinks,
         dns=config.dns,
         control=Path("/run/m6proxy/alpha.sock"),
+        locators=LocatorSettings(MapKind.NEUTRAL),
     )
+    longer = "".join(CONTRACT.splitlines(keepends=True)[:6]).replace("::/48", "::/56")
+    assert parse_config(longer, "f").locators == LocatorSettings(MapKind.PREFIX)
     assert (config.queue_outbound, config.queue_inbound) == (140, 141)
     assert (config.table_base, config.rule_priority, config.manage_routes) == (14000, 14000, True)
     assert (config.idle_s, config.max_contexts, config.send_timeout_s) == (300.0, 200_000, 15.0)

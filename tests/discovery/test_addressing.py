@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m6proxy.discovery.addressing import PLAIN, LocatorMap, NsquareMap, PreagreedMap
+from m6proxy.discovery.addressing import PLAIN, LocatorMap, NeutralMap, NsquareMap, PreagreedMap
 from m6proxy.discovery.capability import Capability, NameData, PrefixLocator
+from m6proxy.discovery.codec import encode_text, parse_text
 from m6proxy.names import Address, Prefix, address
 
 ISP1, ISP2, ISP3 = (Prefix.parse(f"2001:db8:a{n}::/48") for n in (1, 2, 3))
@@ -132,3 +133,63 @@ def test_a_locator_only_address_is_no_ulid_even_among_the_aaaa_records() -> None
     assert not data.covers(never) and not data.ties(never, A1)
     outside = data_of(OUTSIDE, mark_at=48)
     assert outside.covers(OUTSIDE) and outside.locators_of(OUTSIDE) == (OUTSIDE,)
+
+
+def ones_sum(octets: Address) -> int:
+    """The sum of the eight words modulo 65,535, in which 0xFFFF and 0 are the same."""
+    return sum(int.from_bytes(octets[at : at + 2]) for at in range(0, 16, 2)) % 0xFFFF
+
+
+@st.composite
+def neutral_sites(draw: st.DrawFn) -> tuple[NeutralMap, tuple[Prefix, ...]]:
+    length = draw(st.integers(20, 64))
+    numbers = draw(st.sets(st.integers(0, (1 << length - 4) - 1), min_size=2, max_size=4))
+    prefixes = tuple(
+        Prefix((2 << 124 | n << 128 - length).to_bytes(16), length) for n in sorted(numbers)
+    )
+    return NeutralMap(prefixes), prefixes
+
+
+def test_a_neutral_locator_as_rfc_6296_computes_it() -> None:
+    """§3.4's own example: FD01:0203:0405 to 2001:0DB8:0001 turns subnet 1 into 0xD550."""
+    inside, outside = Prefix.parse("fd01:203:405::/48"), Prefix.parse("2001:db8:1::/48")
+    neutral = NeutralMap((inside, outside))
+    assert neutral.locator(address("fd01:203:405:1::1234"), outside) == address(
+        "2001:db8:1:d550::1234"
+    )
+    assert neutral.locator(A1, ISP1) == A1
+    two = NeutralMap((ISP1, ISP2))
+    assert two.locator(A1, ISP2) == address("2001:db8:a2::10")
+    assert not two.patterns() and not two.is_locator_only(A1)
+
+
+@given(neutral_sites(), st.integers(0, (1 << 128) - 1))
+def test_the_sum_is_kept_and_the_way_back_is_the_same_way(
+    site: tuple[NeutralMap, tuple[Prefix, ...]], low: int
+) -> None:
+    neutral, (own, *others) = site
+    ulid = own.graft(low.to_bytes(16))
+    for prefix in others:
+        locator = neutral.locator(ulid, prefix)
+        assert prefix.contains(locator)
+        words = (6,) if own.length <= 48 else (8, 10, 12, 14)
+        if any(ulid[at : at + 2] != b"\xff\xff" for at in words):
+            assert ones_sum(locator) == ones_sum(ulid)
+            if not any(locator[at : at + 2] in (b"\0\0", b"\xff\xff") for at in words):
+                assert neutral.locator(locator, own) == ulid
+        else:
+            assert locator == prefix.graft(ulid)
+
+
+def test_behind_a_long_prefix_no_word_is_left() -> None:
+    with pytest.raises(ValueError, match="65 bits"):
+        NeutralMap([Prefix.parse("2001:db8::/65")])
+
+
+def test_the_record_says_that_locators_are_neutral() -> None:
+    prefixes = (PrefixLocator(ISP1, 1), PrefixLocator(ISP2, 2))
+    record = parse_text(encode_text(Capability(prefixes=prefixes, neutral=True)).encode())
+    assert record is not None and record.neutral
+    found = NameData("a1.alpha.example", frozenset({A1}), record, owns_ulid=True)
+    neutral = address("2001:db8:a2::10")
+    assert found.locators_of(A1) == (A1, neutral) and found.ties(A1, neutral)

@@ -30,8 +30,8 @@ from m6proxy.lab.topology import ALPHA, BETA, PROVIDERS, Site
 from tests.harness.netns import eventually
 from tests.steering.namespaces import inside
 
-A1, A1_ISP2 = "2001:db8:a1:1::10", "2001:db8:a2:1::10"
-B1, B1_ISP2 = "2001:db8:b1:1::10", "2001:db8:b2:1::10"
+A1, A1_ISP2 = "2001:db8:a1:1::10", "2001:db8:a2::10"
+B1, B1_ISP2 = "2001:db8:b1:1::10", "2001:db8:b2::10"
 C1 = "2001:db8:c1:1::10"
 _SO_RCVBUFFORCE = 33
 """asm-generic/socket.h; Python's socket module does not name it."""

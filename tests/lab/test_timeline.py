@@ -59,7 +59,7 @@ def test_results_side_by_side() -> None:
 
 
 def test_addresses_are_spoken_as_names() -> None:
-    detail = "alpha: 2001:db8:a1:1::10 <-> 2001:db8:b1:1::20 2001:db8:a2:1::10 at 2001:db8:9::1"
+    detail = "alpha: 2001:db8:a1:1::10 <-> 2001:db8:b1:1::20 2001:db8:a2::10 at 2001:db8:9::1"
     assert spoken(detail) == "alpha: a1 <-> b2 a1@isp2 at 2001:db8:9::1"
 
 

@@ -52,7 +52,7 @@ def test_uplinks() -> None:
     assert (isp2.provider_address, isp2.site_address) == ("2001:db8:f4::1", "2001:db8:f4::2")
     assert ALPHA.uplinks[0].interface == "wan1"
     assert ALPHA.lan_address == "2001:db8:a1:1::1"
-    assert ALPHA.locator(ALPHA.hosts[1], ALPHA.uplinks[1]) == "2001:db8:a2:1::20"
+    assert ALPHA.locator(ALPHA.hosts[1], ALPHA.uplinks[1]) == "2001:db8:a2::20"
 
 
 def test_no_two_networks_overlap() -> None:
