@@ -47,8 +47,8 @@ def _kernel(offer: Offer) -> Finding:
             what,
             Level.WARNING,
             f"bpf(2): {offer.refusal}, {_SLOWLY}",
-            "run it as root with CAP_BPF and CAP_NET_ADMIN; a container's seccomp profile may "
-            "forbid it too",
+            "run it as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; a container's "
+            "seccomp profile may forbid it too",
         )
     there = ", ".join(name for name, has in offer.named.items() if has)
     lacking = ", ".join(name for name, has in offer.named.items() if not has)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Final
 
 from m6proxy.dataplane.bpf import syscall
@@ -15,7 +15,9 @@ from m6proxy.errors import SetupError
 
 LOG_OCTETS: Final = 1 << 20
 _LOG_LINES = 30
-_HASH = 1
+_STATUS = Path("/proc/thread-self/status")
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
+_CAPABILITIES = {"CAP_NET_ADMIN": _CAP_NET_ADMIN, "CAP_PERFMON": 38, "CAP_BPF": 39}
 _ROOM_EXTRA = 512
 """How much longer a packet may become in a test run."""
 
@@ -117,18 +119,18 @@ class Program:
 def load_program(kind: ProgramKind, instructions: bytes, license_text: bytes, name: str) -> Program:
     """Give a program to the verifier.
 
-    Raises ProgramRefused with the end of the verifier's log, SetupError when the kernel does
-    not even look at it.
+    Raises ProgramRefused with the end of the verifier's log, SetupError for want of privileges.
     """
     try:
         return Program(syscall.prog_load(kind, instructions, license_text, name)[0], name)
     except OSError as refused:
-        if refused.errno == errno.EPERM and not _may_load():
-            raise SetupError(
-                f"BPF program {name}: not permitted; run m6proxy as root, or give it CAP_BPF "
-                "and CAP_NET_ADMIN"
-            ) from None
         why = refused.strerror or str(refused)
+    lacking = missing_capabilities()
+    if lacking:
+        raise SetupError(
+            f"BPF program {name}: the kernel refuses it without {' and '.join(lacking)}; "
+            "give m6proxy these, or run it as root"
+        )
     try:
         descriptor, log = syscall.prog_load(
             kind, instructions, license_text, name, log_octets=LOG_OCTETS
@@ -142,10 +144,18 @@ def load_program(kind: ProgramKind, instructions: bytes, license_text: bytes, na
     raise ProgramRefused(name, " | ".join([why, *telling[-2:]]), lines[-_LOG_LINES:])
 
 
-def _may_load() -> bool:
-    """Tell a lack of privileges from the verifier's EPERM: a map needs them as well."""
-    try:
-        os.close(syscall.map_create(_HASH, 4, 4, 1, 0, "m6p_may"))
-    except OSError:
-        return False
-    return True
+def missing_capabilities(status: Path = _STATUS) -> list[str]:
+    """Return those that loading our programs takes and we have not.
+
+    Without CAP_PERFMON the verifier forbids arithmetic that is harmless in a program of root's.
+    """
+    effective = 0
+    for line in status.read_text().splitlines():
+        if line.startswith("CapEff:"):
+            effective = int(line.split()[1], 16)
+    has_all = effective >> _CAP_SYS_ADMIN & 1
+    return [
+        name
+        for name, bit in _CAPABILITIES.items()
+        if not effective >> bit & 1 and not (has_all and bit != _CAP_NET_ADMIN)
+    ]
