@@ -65,6 +65,12 @@ def test_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.netns
+def test_bpf_maps(tmp_path: Path) -> None:
+    medians = _medians(_run("bpf_maps", tmp_path / "found.json"))
+    assert medians["kernel memory of a flow"] > 32 + 56 + 8 + 168  # keys and values
+
+
+@pytest.mark.netns
 def test_nfqueue(tmp_path: Path) -> None:
     """The ratios are those of the rates beside them; how high they are is no test's business."""
     medians = _medians(_run("nfqueue", tmp_path / "found.json"))

@@ -208,7 +208,7 @@ def create_map(spec: MapSpec) -> Map:
     except OSError as refused:
         raise SetupError(
             f"BPF map {spec.name} of {spec.max_entries} entries: the kernel refuses it "
-            f"({refused.strerror}); run as root or with CAP_BPF, or lower limits.max_contexts"
+            f"({refused.strerror}); run as root or with CAP_BPF, or lower policy.max_contexts"
         ) from None
 
 

@@ -46,6 +46,10 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint]
 
+_bytes_at = ctypes.pythonapi.PyBytes_AsString
+_bytes_at.restype = ctypes.c_void_p
+_bytes_at.argtypes = [ctypes.py_object]
+
 
 def _bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
     if _NUMBER is None:
@@ -65,8 +69,9 @@ def _address(octets: bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     """Where the octets lie; the caller keeps them alive during the call."""
     if not octets:
         return 0
-    pointer = ctypes.c_char_p(octets) if isinstance(octets, bytes) else octets
-    return ctypes.cast(pointer, ctypes.c_void_p).value or 0
+    if isinstance(octets, bytes):
+        return int(_bytes_at(octets))
+    return ctypes.addressof(octets)
 
 
 def map_create(
