@@ -40,6 +40,7 @@ class Exploration:
     __slots__ = (
         "_pairs",
         "_reported",
+        "answered",
         "due_s",
         "ended_s",
         "hearsay",
@@ -63,6 +64,8 @@ class Exploration:
         """The same, once the pace of all searches has a slot for it."""
         self.probes = 0
         """How many were sent; decides how long to wait."""
+        self.answered = False
+        """Whether a probe that left open what the peer hears got its answer since our last one."""
         self.hearsay = False
         """Whether a hint alone began it, and no packet is known to lack its answer."""
         self.sent: tuple[ProbeRecord, ...] = ()
@@ -76,6 +79,7 @@ class Exploration:
         self._pairs = tuple(pairs)
         self.received = ()
         self.probes = 0
+        self.answered = False
         self.hearsay = False
         self.started_s = now
         self.ended_s = NEVER

@@ -134,7 +134,8 @@ def handle_probe(
     exploration = context.exploration
     reported = exploration.confirmed(probe.received) if exploration is not None else ()
     confirmed = tuple(meant_pair(context, pair) for pair in reported)
-    if event is ReapEvent.PROBE_INBOUND_OK_IN and not confirmed and _leaves_open(context, probe):
+    is_open = not confirmed and _leaves_open(context, probe)
+    if event is ReapEvent.PROBE_INBOUND_OK_IN and is_open:
         event = ReapEvent.PROBE_EXPLORING_IN
     for pair in reported:
         locator = context.peer_locator(pair.peer)
@@ -154,6 +155,9 @@ def handle_probe(
     else:
         failback.handle_reports(core, context, probe.received, now)
     _note_received(core, context, first, route, now)
+    if probe.state is ProbeState.INBOUND_OK and is_open and _was_answered(context):
+        _restart_send(core, context, now)
+        return
     handle(core, context, event, now)
     if context.reap_state is ReapState.OPERATIONAL and context.exploration is not None:
         context.exploration.end(now)
@@ -258,6 +262,7 @@ def expire(core: Core, context: Context, now: float) -> None:
         return
     if exploration.due_s and now >= exploration.due_s and _has_slot(core, exploration, now):
         exploration.due_s = NEVER
+        exploration.answered = False
         suspected, hearsay = context.reap_state is ReapState.OPERATIONAL, exploration.hearsay
         handle(core, context, ReapEvent.SEND_TIMER if suspected else ReapEvent.RETRANSMIT, now)
         exploration = context.exploration
@@ -378,6 +383,19 @@ def _leaves_open(context: Context, probe: Probe) -> bool:
     then it may be one that tests a better pair of the peer, whose own path is in doubt.
     """
     return bool(probe.received) or context.reap_state is ReapState.EXPLORING
+
+
+def _was_answered(context: Context) -> bool:
+    """Whether such a probe was answered since our timer's last probe; from now on one was.
+
+    Each end would take the other's answer for the next one: on a long path that doubles
+    packets the reports never catch up, and the answers became a storm.
+    """
+    exploration = context.exploration
+    if exploration is None or context.reap_state is not ReapState.INBOUND_OK:
+        return False
+    before, exploration.answered = exploration.answered, True
+    return before
 
 
 def _note_uplink_works(core: Core, context: Context, pair: LocatorPair) -> None:

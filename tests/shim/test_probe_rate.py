@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from m6proxy.wire.message import Keepalive, Probe, UpdateRequest
+from m6proxy.shim.transitions import ReapState
+from m6proxy.wire.message import Keepalive, Probe, ProbeRecord, ProbeState, UpdateRequest
 from m6proxy.wire.options import KeepaliveTimeout
 from tests.harness.packets import control, find_messages
 from tests.harness.pair import A1, B1, Pair, Site
@@ -61,6 +62,24 @@ def test_a_flapping_provider_does_not_raise_the_rate(period_s: float) -> None:
         assert site.context.rehomings <= 1
     arrived = pair.stream(2.0, both=True)
     assert arrived
+
+
+def test_answers_that_report_nothing_of_ours_are_no_storm() -> None:
+    """Each end took the other's answer for the next question, faster than any report came.
+
+    On a path of four seconds that doubles packets the two sent a thousand probes a second.
+    """
+    pair = established()
+    tag = pair.alpha.context.local_tag
+    strange = (ProbeRecord(A1, B1, 12345),)
+    pair.lose = lambda packet: bool(find_messages([(0.0, packet)], Probe))
+    for number in range(20):
+        heard = Probe(tag, ProbeState.INBOUND_OK, (ProbeRecord(B1, A1, number),), strange)
+        pair.inject(pair.alpha, control(B1, A1, heard))
+    assert pair.alpha.context.reap_state is ReapState.INBOUND_OK
+    assert len(find_messages(pair.alpha.sent, Probe)) == 2, "one begins, one answers"
+    pair.run(0.6)
+    assert len(find_messages(pair.alpha.sent, Probe)) == 3, "then it is the timer's turn"
 
 
 @pytest.mark.parametrize("letter", ["a", "b"])
