@@ -27,6 +27,16 @@ PROTOCOLS = [0, 6, 17, 43, 44, 50, 51, 58, 59, 60, 140, 253]
 unhurried = settings(deadline=None, max_examples=200)
 
 
+def both_away() -> Pair:
+    """Each end waits for the other one, long enough that late packets may mean something."""
+    pair = moved()
+    for site in pair.sites.values():
+        site.engine.park(3600.0, pair.clock.now)
+        pair.settle(site)
+    pair.run(10.0)
+    return pair
+
+
 @cache
 def world(name: str) -> tuple[Pair, tuple[bytes, ...]]:
     """A pair in some state, and all packets that were ever on its wire."""
@@ -47,13 +57,14 @@ def world(name: str) -> tuple[Pair, tuple[bytes, ...]]:
             "moved": moved,
             "labelled": lambda: moved(demux=labels),
             "optioned": lambda: moved(demux=options),
+            "parked": both_away,
         }
         pair = worlds[name]()
         pair.stream(2.0)
     return pair, tuple(dict.fromkeys(packet for _, packet in pair.wire))
 
 
-WORLDS = st.sampled_from(["new", "half", "established", "moved", "labelled", "optioned"])
+WORLDS = st.sampled_from(["new", "half", "established", "moved", "labelled", "optioned", "parked"])
 
 
 def check(pair: Pair, packet: bytes) -> None:
