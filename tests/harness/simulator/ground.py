@@ -9,7 +9,7 @@ an Update stand for the test, or wants none, it is not looked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from m6proxy.discovery.capability import NameData
 from m6proxy.names import Address
@@ -69,8 +69,12 @@ class Ground:
             if tag:
                 self._tested.add((tag, peer))
 
-    def check_data(self, context: Context, locator: Address) -> None:
-        """Data of a context leaves for a locator of its peer."""
+    def check_data(self, context: Context, locator: Address, pairs_tags: Iterable[int]) -> None:
+        """Data of a context leaves for a locator of its peer.
+
+        ``pairs_tags`` are those of all contexts of the pair: a fork begins with what its pair's
+        context tested.
+        """
         ulid = context.outbound_key[16:]
         if locator == ulid:
             return
@@ -79,5 +83,5 @@ class Ground:
             raise Broken(Invariant.GROUND, f"unproved: {locator.hex()}")
         if self._policy is ReturnRoutability.NEVER:
             return
-        if (context.local_tag, locator) not in self._tested:
+        if all((tag, locator) not in self._tested for tag in pairs_tags):
             raise Broken(Invariant.GROUND, f"untested: {locator.hex()}")

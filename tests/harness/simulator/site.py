@@ -271,7 +271,11 @@ class Site:
 
     def _check_data(self, users: list[Context], rewritten: bytes) -> None:
         for context in users:
-            self.ground.check_data(context, rewritten[24:40])
+            key = context.outbound_key
+            tags = [context.local_tag]
+            if context.fii:
+                tags += [c.local_tag for c in self.contexts() if c.outbound_key == key]
+            self.ground.check_data(context, rewritten[24:40], tags)
             if wire.flow_label(rewritten):
                 self._world.note_labelled(rewritten, context.peer_tag)
         census.note_data(self._world.census, users[0], rewritten)
