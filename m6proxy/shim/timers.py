@@ -72,11 +72,12 @@ class TimerHeap:
     def __init__(self, on_earlier: Callable[[], None]) -> None:
         self._on_earlier = on_earlier
         self._heap: list[tuple[float, int, Context]] = []
-        self._stale = 0
+        self._live = 0
+        self._compact_at = _STALE_MIN
 
     def __len__(self) -> int:
         """How many entries are live."""
-        return len(self._heap) - self._stale
+        return self._live
 
     def arm(self, context: Context, deadline_s: float) -> None:
         """Wake the context at ``deadline_s`` at the latest; an earlier entry stays."""
@@ -87,6 +88,7 @@ class TimerHeap:
                 return
             self.cancel(context)
         context.armed_s = deadline_s
+        self._live += 1
         heapq.heappush(self._heap, (deadline_s, context.local_tag, context))
         if self._heap[0][2] is context:
             self._on_earlier()
@@ -96,15 +98,15 @@ class TimerHeap:
         if context.armed_s == NEVER:
             return
         context.armed_s = NEVER
-        self._stale += 1
-        self._compact()
+        self._live -= 1
+        if len(self._heap) > self._compact_at:
+            self._compact()
 
     def next_deadline(self) -> float | None:
         """Return when the next context must wake, or None."""
         heap = self._heap
         while heap and heap[0][2].armed_s != heap[0][0]:
             heapq.heappop(heap)
-            self._stale -= 1
         return heap[0][0] if heap else None
 
     def pop_due(self, now: float) -> Context | None:
@@ -114,13 +116,14 @@ class TimerHeap:
             return None
         context = heapq.heappop(self._heap)[2]
         context.armed_s = NEVER
+        self._live -= 1
         return context
 
     def _compact(self) -> None:
-        """Throw the dead entries away when they are more than half of a heap worth the work."""
-        if self._stale <= _STALE_MIN or self._stale * 2 <= len(self._heap):
-            return
-        live = {id(entry[2]): entry for entry in self._heap if entry[2].armed_s == entry[0]}
-        self._heap = list(live.values())
+        """Throw dead entries away, once the heap is twice as long as after the last time.
+
+        An entry that is there twice stays twice: the second is dead when the first came up.
+        """
+        self._heap = [entry for entry in self._heap if entry[2].armed_s == entry[0]]
         heapq.heapify(self._heap)
-        self._stale = 0
+        self._compact_at = 2 * len(self._heap) + _STALE_MIN
