@@ -11,6 +11,7 @@ from m6proxy.daemon.config import Config
 from m6proxy.dataplane.bpf.features import Offer, probe, try_programs
 from m6proxy.dataplane.bpf.load import BpfObject, read_object
 from m6proxy.dataplane.offloads import harms, read_offloads
+from m6proxy.discovery.addressing import MapKind
 from m6proxy.errors import SetupError
 from m6proxy.steering.checks import Finding, Level
 
@@ -74,9 +75,11 @@ def _offloads(interface: str, config: Config, *, is_in_kernel: bool) -> Iterator
     found = read_offloads(interface)
     if found is None:
         return
-    wrong = list(harms(found, config.demux, is_in_kernel=is_in_kernel))
+    are_neutral = config.locators.kind is MapKind.NEUTRAL
+    wrong = list(harms(found, config.demux, is_in_kernel=is_in_kernel, are_neutral=are_neutral))
     for harm in wrong:
         yield Finding(f"{harm.setting} of {interface}", Level.WARNING, harm.detail, harm.remedy)
     if not wrong:
         modes = ", ".join(mode.name.lower() for mode in config.demux)
-        yield Finding(f"offloads of {interface}", Level.OK, f"right for {modes}")
+        also = ", with peers whose locators are neutral too" if are_neutral else ""
+        yield Finding(f"offloads of {interface}", Level.OK, f"right for {modes}{also}")

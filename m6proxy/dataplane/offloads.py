@@ -76,15 +76,18 @@ def harms(
     modes: Collection[DemuxMode],
     *,
     is_in_kernel: bool,
+    are_neutral: bool = False,
     linux: tuple[int, int] | None = None,
 ) -> Iterator[Harm]:
     """Judge the settings of an uplink for these demux modes.
 
-    ``is_in_kernel``: programs in the kernel do the rewriting, and not NFQUEUE. ``linux`` is
-    the kernel's version, this machine's if None.
+    ``is_in_kernel``: programs in the kernel do the rewriting, and not NFQUEUE. ``are_neutral``:
+    both ends' locators sum up like their ULIDs, and it does not matter over which a seed is
+    made. ``linux`` is the kernel's version, this machine's if None.
     """
     off = f"ethtool -K {offloads.interface}"
-    visible = [mode.name.lower() for mode in modes if mode is not DemuxMode.EXTHDR]
+    summed = [] if are_neutral else [mode for mode in modes if mode is not DemuxMode.EXTHDR]
+    visible = [mode.name.lower() for mode in summed]
     extended = {DemuxMode.EXTHDR, DemuxMode.DSTOPT} & set(modes)
     names = " and ".join(visible)
     if offloads.lro:
@@ -98,7 +101,7 @@ def harms(
     if not offloads.is_card:
         return
     if offloads.checksum_ipv6 and (
-        DemuxMode.FLOWLABEL in modes
+        DemuxMode.FLOWLABEL in summed
         or (extended and (linux or linux_version()) < _EXTENSIONS_RESPECTED)
     ):
         yield Harm(

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from pyroute2 import Ethtool
 
-from m6proxy.daemon.config import Config, parse_config
+from m6proxy.daemon.config import Config, LocatorSettings, parse_config
 from m6proxy.daemon.fastchecks import check_fast_path
 from m6proxy.dataplane.bpf.features import Offer, probe
 from m6proxy.dataplane.bpf.load import BpfObject, read_object
 from m6proxy.dataplane.offloads import Offloads, harms, linux_version, read_offloads
+from m6proxy.discovery.addressing import MapKind
 from m6proxy.shim.demux import DemuxMode
 from tests.steering.namespaces import Namespaces, inside, run_line
 
@@ -31,7 +32,7 @@ dns: {servers: ["::1"], timeout_s: 0.2}
 
 @pytest.fixture
 def config() -> Config:
-    return parse_config(TEXT, "f.yaml")
+    return parse_config(TEXT + "locators: {map: prefix}\n", "f.yaml")
 
 
 def said(config: Config, offer: Offer, read: Callable[[], BpfObject] = read_object) -> list[str]:
@@ -92,6 +93,11 @@ def test_offloads_of_the_uplinks_are_read_from_the_kernel(config: Config) -> Non
             assert by_queue[1].startswith("warn GRO of wan1: on a virtual link it spoils")
             assert by_queue[1].endswith("; ethtool -K wan1 gro off")
             assert said(config, probe())[2] == "ok offloads of wan1: right for flowlabel, exthdr"
+            neutral = replace(config, locators=LocatorSettings(MapKind.NEUTRAL))
+            assert said(neutral, Offer("Operation not permitted"))[1] == (
+                "ok offloads of wan1: right for flowlabel, exthdr, "
+                "with peers whose locators are neutral too"
+            )
             set_gro("wan1", on=False)
             by_queue = said(config, Offer("Operation not permitted"))
             assert by_queue[1] == "ok offloads of wan1: right for flowlabel, exthdr"

@@ -220,9 +220,10 @@ def _text(names: bytes, offset: int, where: str) -> str:
     end = names.find(b"\0", offset)
     if end < 0:
         raise _bad(where, "a name reaches beyond its table")
-    if end - offset > 255:
-        raise _bad(where, "a name of more than 255 octets")
-    return names[offset:end].decode("latin-1")
+    found = names[offset:end]
+    if len(found) > 255 or not (found.isascii() and found.decode("latin-1").isprintable()):
+        raise _bad(where, "a name of more than 255 octets, or not of letters")
+    return found.decode("ascii")
 
 
 def _bad(where: str, why: str) -> SetupError:

@@ -85,6 +85,12 @@ def test_an_object_for_another_machine_is_refused(tmp_path: Path) -> None:
         read_object(tmp_path / "host.o")
 
 
+def test_a_name_that_is_no_text_never_gets_into_a_complaint() -> None:
+    """It would have made two lines of one."""
+    with pytest.raises(SetupError, match="or not of letters"):
+        parse_object(compiled().replace(b"\0count_all\0", b"\0count\nall\0"), "odd.bpf.o")
+
+
 def test_garbage_raises_nothing_but_the_one_error() -> None:
     """Cut, overwritten and shuffled objects: parsed, or refused with SetupError."""
     good = compiled()
