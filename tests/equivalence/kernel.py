@@ -87,42 +87,12 @@ class KernelSite:
         self.uplinks = {uplink.name: n for n, uplink in enumerate(site.settings.uplinks, start=1)}
         assert site.kernel is not None
         for flow in site.kernel.flows.values():
-            self.install(flow)
+            write_flow(self.loaded, flow, self.uplinks, self.bare)
 
     def configure(self, **changes: Any) -> None:
         """Write the settings, some of them changed."""
         self.settings = replace(self.settings, **changes)
         self.loaded.maps[layout.SETTINGS].update(_ZERO, self.settings.pack())
-
-    def install(self, flow: InstallFlow) -> None:
-        """Write what the kernel has to know of a context into the maps."""
-        entry = flow.kernel
-        assert entry is not None
-        maps = self.loaded.maps
-        ulids = flow.ulids.local + flow.ulids.peer
-        inbound_ulids = flow.ulids.peer + flow.ulids.local
-        locators = flow.locators.local + flow.locators.peer
-        mode = Mode.ULIDS if locators == ulids else MODES[entry.mode]
-        number = self.uplinks[entry.uplink] if entry.uplink else 0
-        maps[layout.OUT].update(ulids, _out_flow(locators, mode, number, entry).pack())
-        pair = PairFlow(inbound_ulids, entry.slot, Mode.ULIDS)
-        maps[layout.PAIR].update(inbound_ulids, pair.pack())
-        found = InFlow(
-            inbound_ulids,
-            entry.slot,
-            entry.peer_locators[: layout.LOCATORS_MAX],
-            entry.local_locators[: layout.LOCATORS_MAX],
-            InFlag.COMPLETE,
-        )
-        for kind, tag in entry.tags:
-            maps[layout.TAG].update(layout.tag_key(MODES[kind], tag), found.pack())
-        for pair_key in self.bare:
-            flow_in = PairFlow(inbound_ulids, entry.slot, Mode.IDENTIFIER)
-            maps[layout.PAIR].update(pair_key, flow_in.pack())
-        if mode is Mode.IDENTIFIER:
-            maps[layout.SENT].update(layout.sent_key(locators, None), _ZERO)
-        if mode is Mode.FLOWLABEL:
-            maps[layout.SENT].update(layout.sent_key(locators, entry.label), _ZERO)
 
     def outbound(self, packet: bytes, *, gso_size: int = 0) -> Outcome:
         """What becomes of a packet from the LAN."""
@@ -163,6 +133,39 @@ class KernelSite:
         """How often something happened."""
         values = self.loaded.maps[layout.COUNT].lookup_per_cpu(int(counter).to_bytes(4, "little"))
         return sum(int.from_bytes(value, "little") for value in values)
+
+
+def write_flow(
+    loaded: Loaded, flow: InstallFlow, uplinks: dict[str, int], bare: Iterable[bytes]
+) -> None:
+    """Write what the kernel has to know of a context into the maps."""
+    entry = flow.kernel
+    assert entry is not None
+    maps = loaded.maps
+    ulids = flow.ulids.local + flow.ulids.peer
+    inbound_ulids = flow.ulids.peer + flow.ulids.local
+    locators = flow.locators.local + flow.locators.peer
+    mode = Mode.ULIDS if locators == ulids else MODES[entry.mode]
+    number = uplinks[entry.uplink] if entry.uplink else 0
+    maps[layout.OUT].update(ulids, _out_flow(locators, mode, number, entry).pack())
+    pair = PairFlow(inbound_ulids, entry.slot, Mode.ULIDS)
+    maps[layout.PAIR].update(inbound_ulids, pair.pack())
+    found = InFlow(
+        inbound_ulids,
+        entry.slot,
+        entry.peer_locators[: layout.LOCATORS_MAX],
+        entry.local_locators[: layout.LOCATORS_MAX],
+        InFlag.COMPLETE,
+    )
+    for kind, tag in entry.tags:
+        maps[layout.TAG].update(layout.tag_key(MODES[kind], tag), found.pack())
+    for pair_key in bare:
+        untagged = PairFlow(inbound_ulids, entry.slot, Mode.IDENTIFIER)
+        maps[layout.PAIR].update(pair_key, untagged.pack())
+    if mode is Mode.IDENTIFIER:
+        maps[layout.SENT].update(layout.sent_key(locators, None), _ZERO)
+    if mode is Mode.FLOWLABEL:
+        maps[layout.SENT].update(layout.sent_key(locators, entry.label), _ZERO)
 
 
 def clear(loaded: Loaded) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from m6proxy.shim.demux import DemuxMode
+from m6proxy.shim.verdict import Verdict
 from tests.equivalence.judge import disagreement, is_whole, promised
 from tests.equivalence.kernel import SLOW, KernelSite
 from tests.equivalence.vectors import Vector, inbound, outbound
@@ -25,21 +26,26 @@ def rehomed(mode: str) -> tuple[Pair, KernelSite]:
         return pair, KernelSite(pair.alpha)
     pair = moved(demux=demux, locator_map=preagreed, kernel=True)
     assert pair.alpha.context.demux == mode
-    return pair, KernelSite(pair.alpha, [context.last_in_pair for context in [pair.alpha.context]])
+    return pair, KernelSite(pair.alpha, [pair.alpha.context.last_in_pair])
 
 
 def compare(pair: Pair, kernel: KernelSite, vector: Vector, *, is_outbound: bool) -> str | None:
     """Ask both; return what is wrong."""
-    packet, engine = vector.packet, pair.alpha.engine
+    packet = vector.packet
     outcome = kernel.outbound(packet) if is_outbound else kernel.inbound(packet)
-    verdict = None
-    if is_whole(packet):
-        handle = engine.handle_outbound if is_outbound else engine.handle_inbound
-        verdict = handle(packet[: promised(packet)], pair.clock.now)
-        engine.take_effects()
+    verdict = reference(pair, packet, is_outbound=is_outbound) if is_whole(packet) else None
     if vector.is_fast and outcome is SLOW:
         return "the program left it to Python"
     return disagreement(outcome, verdict, packet)
+
+
+def reference(pair: Pair, packet: bytes, *, is_outbound: bool) -> Verdict:
+    """What the engine says of a packet that IPv6 itself lets in."""
+    engine = pair.alpha.engine
+    handle = engine.handle_outbound if is_outbound else engine.handle_inbound
+    verdict = handle(packet[: promised(packet)], pair.clock.now)
+    engine.take_effects()
+    return verdict
 
 
 @MODES

@@ -130,7 +130,7 @@ def test_a_stream_moves_in_mid_flight(plain_lab: Lab, mode: Mode, wire: bool) ->
     assert not any(name.startswith("DROP") for one in counts for name in one)
     if mode is Mode.EXTHDR:
         assert counts[0]["SPLIT"] > 10
-        assert counts[1]["REGROUPED"] > 100
+        assert 100 < counts[1]["REGROUPED"] < counts[1]["RESTORED"] / 3
     for node in ("a1", "b1"):
         assert snmp(plain_lab, node) == {"tcp": 0, "udp": 0}
 

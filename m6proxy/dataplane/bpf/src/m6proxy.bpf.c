@@ -1,4 +1,4 @@
-/* The kernel's half of the data plane (docs/architecture.md).
+/* The kernel's half of the data plane (README.md beside it).
  *
  * lan_in    tcx ingress of a LAN interface    marks what goes past the queue, and by which uplink
  * uplink_out tcx egress of an uplink          gives marked packets their locators

@@ -162,7 +162,7 @@ enum counter {
 	/* neither */
 	COUNT_REDIRECTED,    /* marked for an uplink that the flow left meanwhile */
 	COUNT_SPLIT,         /* GSO packets sent to be segmented */
-	COUNT_REGROUPED,     /* packets sent to be aggregated */
+	COUNT_REGROUPED,     /* restored packets, aggregated or not, that came from regroup_in */
 	COUNT_EVENTS_LOST,
 	COUNTERS,
 };

@@ -78,43 +78,59 @@ ALWAYS int put_back(struct __sk_buff *skb, __u32 link_octets, const struct setti
 	return PASS;
 }
 
-/* Let the kernel aggregate the packets of a TCP stream again: GRO knew nothing of their shim. */
-ALWAYS int regroup(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
-		   __u8 protocol)
+/* The 8 octets behind the fixed header go; the addresses in view are those that the packet gets. */
+ALWAYS int shrink(struct __sk_buff *skb, __u32 link_octets, struct view *view)
 {
-	__u32 number = MARK_NONE;
+	view->head.payload_octets = bpf_htons(view->octets - HEADER_OCTETS - GROWTH_OCTETS);
+	view->head.next_header = upper_octet(view, 0);
+	return bpf_skb_adjust_room(skb, -GROWTH_OCTETS, BPF_ADJ_ROOM_NET,
+				   BPF_F_ADJ_ROOM_FIXED_GSO) ||
+	       bpf_skb_store_bytes(skb, link_octets, &view->head, HEADER_OCTETS,
+				   BPF_F_RECOMPUTE_CSUM);
+}
 
-	if (settings->regroup_ifindex && protocol == NEXT_TCP && link_octets == ETH_HLEN)
-		number = uplink_number(settings, skb->ifindex);
-	if (number == MARK_NONE) {
-		set_mark(skb, settings, MARK_PAST);
-		return PASS;
-	}
-	count(COUNT_REGROUPED);
+/* The uplink's number when the packets of a TCP stream shall be aggregated: GRO knew nothing of
+ * their shim. */
+ALWAYS __u32 regrouped(const struct __sk_buff *skb, __u32 link_octets,
+		       const struct settings *settings, const struct view *view)
+{
+	if (!settings->regroup_ifindex || link_octets != ETH_HLEN || skb->gso_size ||
+	    view->head.next_header != NEXT_SHIM || upper_octet(view, 0) != NEXT_TCP)
+		return MARK_NONE;
+	return uplink_number(settings, skb->ifindex);
+}
+
+/* GRO steps over destination options, and with the ULIDs back in place the checksums are right:
+ * so the header stays for now, under that number. after_regroup takes it out, once for many. */
+ALWAYS int regroup(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		   struct view *view, __u32 number)
+{
+	view->head.next_header = NEXT_DESTINATION;
+	if (bpf_skb_store_bytes(skb, link_octets, &view->head, HEADER_OCTETS, BPF_F_RECOMPUTE_CSUM))
+		return drop(COUNT_DROP_NO_ROOM);
+	count(COUNT_RESTORED);
 	set_mark(skb, settings, number);
 	return bpf_redirect(settings->regroup_ifindex, 0);
 }
 
-/* Take the 8 octets behind the fixed header out. */
 ALWAYS int take_out(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
 		    struct view *view, const struct in_flow *flow)
 {
 	struct pair ulids = flow->ulids;
-	__u8 inserted = view->head.next_header;
+	__u32 number = regrouped(skb, link_octets, settings, view);
 
+	if (number != MARK_NONE) {
+		view->head.at = ulids;
+		return regroup(skb, link_octets, settings, view, number);
+	}
 	note_in(skb, settings, flow->slot, view->octets);
 	if (skb->gso_size)
 		reseed(skb, link_octets + HEADER_OCTETS + GROWTH_OCTETS, upper_octet(view, 0),
 		       view->octets - HEADER_OCTETS - GROWTH_OCTETS, &view->head.at, &ulids);
-	view->head.payload_octets = bpf_htons(view->octets - HEADER_OCTETS - GROWTH_OCTETS);
-	view->head.next_header = upper_octet(view, 0);
 	view->head.at = ulids;
-	if (bpf_skb_adjust_room(skb, -GROWTH_OCTETS, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO) ||
-	    bpf_skb_store_bytes(skb, link_octets, &view->head, HEADER_OCTETS, BPF_F_RECOMPUTE_CSUM))
+	if (shrink(skb, link_octets, view))
 		return drop(COUNT_DROP_NO_ROOM);
 	count(COUNT_RESTORED);
-	if (inserted == NEXT_SHIM)
-		return regroup(skb, link_octets, settings, view->head.next_header);
 	set_mark(skb, settings, MARK_PAST);
 	return PASS;
 }
@@ -147,6 +163,11 @@ ALWAYS int with_tag(struct __sk_buff *skb, __u32 link_octets, const struct setti
 	return take_out(skb, link_octets, settings, view, flow);
 }
 
+ALWAYS __u64 shim_key(const struct view *view)
+{
+	return (__u64)MODE_EXTHDR << 56 | (bpf_be64_to_cpu(view->upper) & TAG_MASK);
+}
+
 ALWAYS int with_shim(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
 		     struct view *view)
 {
@@ -154,8 +175,7 @@ ALWAYS int with_shim(struct __sk_buff *skb, __u32 link_octets, const struct sett
 		return slow(COUNT_SLOW_CONTROL);
 	if (upper_octet(view, 1))
 		return slow(COUNT_SLOW_CHAIN);
-	return with_tag(skb, link_octets, settings, view,
-			(__u64)MODE_EXTHDR << 56 | (bpf_be64_to_cpu(view->upper) & TAG_MASK));
+	return with_tag(skb, link_octets, settings, view, shim_key(view));
 }
 
 ALWAYS int is_tag_option(const struct view *view)
@@ -241,13 +261,24 @@ ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
 ALWAYS int after_regroup(struct __sk_buff *skb)
 {
 	const struct settings *settings = settings_of();
+	const struct in_flow *flow;
+	struct view view;
 	__u32 number;
+	__u64 key;
 
 	if (!settings)
 		return DROP;
 	number = number_of(skb, settings);
-	if (number == MARK_NONE || number == MARK_PAST)
+	if (number == MARK_NONE || number == MARK_PAST || !see(skb, ETH_HLEN, &view) ||
+	    view.head.next_header != NEXT_DESTINATION || !view.has_upper)
 		return drop(COUNT_DROP_NO_FLOW);
+	key = shim_key(&view);
+	flow = bpf_map_lookup_elem(&m6p_tag_v1, &key);
+	if (flow)
+		note_in(skb, settings, flow->slot, view.octets);
+	if (shrink(skb, ETH_HLEN, &view))
+		return drop(COUNT_DROP_NO_ROOM);
+	count(COUNT_REGROUPED);
 	set_mark(skb, settings, MARK_PAST);
 	return bpf_redirect(settings->uplinks[number & (UPLINKS_MAX - 1)], BPF_F_INGRESS);
 }

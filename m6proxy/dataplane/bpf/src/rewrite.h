@@ -61,15 +61,19 @@ ALWAYS int split(struct __sk_buff *skb, __u32 link_octets, const struct settings
 	return bpf_redirect(settings->split_ifindex, 0);
 }
 
-/* The flow changed its uplink while the packet was on its way through the gateway. */
-ALWAYS int follow(struct __sk_buff *skb, const struct settings *settings, const struct out_flow *flow)
+/* The flow changed its uplink, or went back to its ULIDs, while the packet was on its way through
+ * the gateway: it goes to the uplink of now, where it comes by here again. */
+ALWAYS int follow(struct __sk_buff *skb, const struct settings *settings,
+		  const struct out_flow *flow)
 {
 	__u32 number = flow->uplink & (UPLINKS_MAX - 1);
 	__u32 ifindex = settings->uplinks[number];
 
-	if (!ifindex || ifindex == skb->ifindex)
+	if (!ifindex)
 		return drop(COUNT_DROP_WRONG_UPLINK);
 	set_mark(skb, settings, flow->mode == MODE_ULIDS ? MARK_PAST : number);
+	if (flow->mode == MODE_ULIDS && ifindex == skb->ifindex)
+		return PASS;
 	count(COUNT_REDIRECTED);
 	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 }
