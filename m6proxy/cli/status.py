@@ -31,7 +31,7 @@ def status(control: Path | None, as_json: bool) -> None:
             ("site", answer["site"]),
             ("daemon", f"m6proxy {answer['version']}, pid {answer['pid']}"),
             ("started", age(answer["started_at"])),
-            ("data plane", answer["dataplane"]),
+            ("data plane", f"{answer['dataplane']}: {answer['dataplane_why']}"),
             ("uplinks", f"{answer['uplinks_up']} of {answer['uplinks']} up"),
             *_away(answer.get("away")),
             ("contexts", states or "none"),

@@ -142,6 +142,15 @@ class Config:
     """The first of as many routing tables as there are uplinks."""
     rule_priority: int = 14_000
     manage_routes: bool = True
+    fast_path: Literal["auto", "bpf", "off"] = "auto"
+    """Whether programs in the kernel move packets: where they can, always, never."""
+    mark_shift: int = 24
+    """Where our 8 bits of a packet's mark begin, when they do."""
+
+    @property
+    def bpf_folder(self) -> Path:
+        """Where maps and programs are pinned, one folder for each site on a machine."""
+        return self.control.parent / "bpf" / self.control.stem
 
     @property
     def locator_map(self) -> LocatorMap:
@@ -258,6 +267,8 @@ def _freeze(file: ConfigFile) -> Config:
         table_base=file.routing.table_base,
         rule_priority=file.routing.rule_priority,
         manage_routes=file.routing.manage,
+        fast_path=file.fast_path,
+        mark_shift=file.routing.mark_shift,
     )
 
 

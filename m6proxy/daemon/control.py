@@ -24,6 +24,7 @@ from m6proxy.daemon.config import Config
 from m6proxy.daemon.explain import explain
 from m6proxy.daemon.journal import Journal
 from m6proxy.daemon.loop import Loop
+from m6proxy.dataplane.bpf.plane import BpfDataPlane
 from m6proxy.dataplane.port import DataPlane
 from m6proxy.errors import SetupError
 from m6proxy.shim.engine import Engine
@@ -61,6 +62,8 @@ class ControlServer:
         self._started_unix_s = time.time()
         self._runner: web.AppRunner | None = None
         self.uplink_reasons: dict[str, str] = {}
+        self.fast_path: tuple[BpfDataPlane | None, str] = (None, "")
+        """The data plane in the kernel, if there is one, and why or why not."""
 
     async def start(self) -> None:
         """Listen. Raises SetupError when another daemon has the socket or it cannot be made."""
@@ -69,9 +72,7 @@ class ControlServer:
         app = web.Application(middlewares=[_errors_as_json])
         routes: dict[str, Callable[[web.Request], Any]] = {
             "/v1/status": lambda _: self._status(),
-            "/v1/contexts": lambda _: [
-                view.context_view(context, clock.unix_time) for context in self._engine.contexts()
-            ],
+            "/v1/contexts": lambda _: self._contexts(),
             "/v1/peers": lambda _: view.peers_view(self._discovery.snapshot(), self._engine),
             "/v1/uplinks": lambda _: self._uplinks(),
             "/v1/drops": lambda request: [
@@ -110,12 +111,15 @@ class ControlServer:
         engine = self._engine
         states = Counter(context.state.value for context in engine.contexts())
         uplinks = engine.uplinks
+        bpf, why = self.fast_path
+        counters = bpf.counters() if bpf is not None else {}
         return {
             "version": __version__,
             "site": self._config.site,
             "pid": os.getpid(),
             "started_at": round(self._started_unix_s, 3),
-            "dataplane": "nfqueue",
+            "dataplane": "bpf" if bpf is not None else "nfqueue",
+            "dataplane_why": why,
             "contexts": dict(states),
             "peers": len(self._discovery.snapshot()),
             "uplinks_up": sum(uplink.up for uplink in uplinks),
@@ -125,11 +129,17 @@ class ControlServer:
                 "inbound": self._loop.packets_inbound,
                 "rewritten": engine.rewritten,
                 "restored": engine.restored,
+                **{f"kernel_{counter.name.lower()}": count for counter, count in counters.items()},
             },
+            "kernel_flows": bpf.flows if bpf is not None else 0,
             "losses": self._dataplane.losses(),
             "drops": sum(engine.drops.values()),
             "away": view.away_view(engine, clock.unix_time),
         }
+
+    def _contexts(self) -> list[dict[str, Any]]:
+        self._engine.handle_all_activity(clock.monotonic())
+        return [view.context_view(context, clock.unix_time) for context in self._engine.contexts()]
 
     def _uplinks(self) -> list[dict[str, Any]]:
         return view.uplinks_view(self._engine, self._config, self.uplink_reasons)

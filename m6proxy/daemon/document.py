@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from m6proxy.daemon.yamlpos import Document, KeyPath
@@ -155,6 +155,11 @@ PrefixText: TypeAlias = Annotated[str, AfterValidator(_prefix)]
 NameOrPrefix: TypeAlias = Annotated[str, AfterValidator(_name_or_prefix)]
 SelectorText: TypeAlias = Annotated[str, AfterValidator(_selector)]
 SocketPath: TypeAlias = Annotated[str, AfterValidator(_control)]
+FastPath: TypeAlias = Annotated[
+    Literal["auto", "bpf", "off"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
+"""YAML reads the word off as false."""
 DemuxText: TypeAlias = Annotated[str, AfterValidator(_demux)]
 UplinkName: TypeAlias = Annotated[str, AfterValidator(_uplink_name)]
 
@@ -345,6 +350,13 @@ class RoutingSection(Section):
         examples=["14000"],
     )
     manage: bool = Field(default=True, description="true or false", examples=["true"])
+    mark_shift: int = Field(
+        default=24,
+        ge=0,
+        le=24,
+        description="a bit number from 0 to 24",
+        examples=["24"],
+    )
 
 
 class ConfigFile(Section):
@@ -377,6 +389,11 @@ class ConfigFile(Section):
         default_factory=dict,
         description="a mapping of names to lists of addresses",
         examples=['{b1.beta.example: ["2001:db8:b1::11"]}'],
+    )
+    fast_path: FastPath = Field(
+        default="auto",
+        description="auto, bpf or off",
+        examples=["auto"],
     )
     queues: QueuesSection = Field(
         default_factory=QueuesSection,

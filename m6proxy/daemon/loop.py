@@ -8,7 +8,7 @@ in order. The alarm is set to the engine's next deadline, and anew on each Wake.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from m6proxy.daemon.journal import Journal
@@ -16,6 +16,7 @@ from m6proxy.dataplane.port import DataPlane
 from m6proxy.discovery.capability import NameData
 from m6proxy.discovery.names_book import NameBook
 from m6proxy.names import Address, UlidPair, address_text
+from m6proxy.shim.adopt import LeftContext
 from m6proxy.shim.effects import (
     AskCapability,
     AskProof,
@@ -28,6 +29,7 @@ from m6proxy.shim.effects import (
     Wake,
 )
 from m6proxy.shim.engine import Engine
+from m6proxy.shim.policy import Traffic
 from m6proxy.shim.verdict import Verdict
 
 CLOSE_WITHIN_S = 2.0
@@ -79,6 +81,12 @@ class Loop:
         """Open the data plane; packets flow from now on. Raises SetupError."""
         self._dataplane.open(outbound=self._sink_outbound(), inbound=self._sink_inbound())
 
+    def adopt(self, left: Iterable[LeftContext]) -> int:
+        """Take contexts over that the kernel still has; before ``start``. Returns how many."""
+        adopted = self._engine.adopt(left, self._clock())
+        self._carry_out()
+        return adopted
+
     async def stop(self) -> None:
         """Let no packet in any more and give up what is under way."""
         self._dataplane.close()
@@ -120,6 +128,27 @@ class Loop:
         if before != up:
             self._journal.note("uplink up" if up else "uplink down", f"{name}: {why}")
         self._engine.handle_uplink(name, up=up, mtu=mtu, now=self._clock())
+        self._carry_out()
+
+    # --- what a data plane in the kernel has to say ---------------------------------------
+
+    def flow_awake(self, slot: int) -> None:
+        """A context that was silent has traffic."""
+        self._engine.handle_activity(slot, self._clock())
+        self._carry_out()
+
+    def pair_ripe(self, pair: UlidPair, traffic: Traffic) -> None:
+        """Traffic of a pair without a context crossed a threshold of policy."""
+        self._engine.handle_ripe(pair, traffic, self._clock())
+        self._carry_out()
+
+    def names_heard(self, payload: bytes) -> None:
+        """A DNS answer went by."""
+        self._learn(payload)
+
+    def notices_lost(self) -> None:
+        """Look at everything that may have changed."""
+        self._engine.handle_all_activity(self._clock())
         self._carry_out()
 
     # --- packets -----------------------------------------------------------------------
@@ -183,14 +212,17 @@ class Loop:
             case Report(what, pair, said):
                 self._journal.note(what.value, str(said), pair)
             case LearnNames(payload):
-                for name, octets in self._book.learn(payload, self._clock()):
-                    self._journal.note("name learned", f"{name} is {address_text(octets)}")
+                self._learn(payload)
             case InstallFlow() | RemoveFlow():
                 self._dataplane.apply_flows((effect,))
             case AskCapability(pair):
                 self._look_up(self._ask_capability(pair))
             case AskProof(pair, name):
                 self._look_up(self._ask_proof(pair, name))
+
+    def _learn(self, payload: bytes) -> None:
+        for name, octets in self._book.learn(payload, self._clock()):
+            self._journal.note("name learned", f"{name} is {address_text(octets)}")
 
     def _look_up(self, question: Coroutine[Any, Any, None]) -> None:
         if len(self._lookups) >= LOOKUPS_MAX:

@@ -12,6 +12,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -22,12 +23,15 @@ from m6proxy.daemon.collector import set_up_collector
 from m6proxy.daemon.config import Config
 from m6proxy.daemon.control import ControlServer, claim_socket
 from m6proxy.daemon.entropy import SystemEntropy
+from m6proxy.daemon.fastpath import open_fast_path
 from m6proxy.daemon.journal import Journal
 from m6proxy.daemon.logs import configure_logs
 from m6proxy.daemon.loop import Loop
 from m6proxy.daemon.notify import Notifier
 from m6proxy.daemon.resolver import Resolver
+from m6proxy.dataplane.bpf.plane import BpfDataPlane
 from m6proxy.dataplane.nfqueue import NfqueueDataPlane
+from m6proxy.dataplane.port import DataPlane
 from m6proxy.discovery.names_book import NameBook
 from m6proxy.errors import SetupError
 from m6proxy.names import Address
@@ -80,16 +84,23 @@ class Daemon:
     """All parts of one gateway's daemon, in the network namespace of the calling thread."""
 
     def __init__(self, config: Config) -> None:
+        self._fast = open_fast_path(config)
         steering = config.steering
+        if self._fast.site is not None:
+            steering = replace(steering, mark_shift=config.mark_shift)
         self._routing = SourceRouting(steering) if config.manage_routes else None
         self._bundles = RuleBundles(steering)
         self._chain = RehomedChain(self._bundles.apply_rehomed)
-        self._dataplane = NfqueueDataPlane(
+        self._dataplane: DataPlane = NfqueueDataPlane(
             queue_outbound=config.queue_outbound,
             queue_inbound=config.queue_inbound,
             flows=self._chain,
         )
-        self._engine = Engine(shim_settings(config), SystemEntropy())
+        self._bpf: BpfDataPlane | None = None
+        if self._fast.site is not None:
+            self._dataplane = self._bpf = BpfDataPlane(self._dataplane, self._fast.site)
+        read_activity = self._bpf.read_activity if self._bpf is not None else None
+        self._engine = Engine(shim_settings(config), SystemEntropy(), read_activity)
         book = NameBook(_grouped(config.peers))
         self._resolver = Resolver(
             config.dns.servers,
@@ -104,9 +115,12 @@ class Daemon:
         self._loop = Loop(
             self._engine, self._dataplane, self._resolver, book, self._journal, clock.monotonic
         )
+        if self._bpf is not None:
+            self._bpf.listen(self._loop)
         self._control = ControlServer(
             config, self._engine, self._loop, self._dataplane, self._resolver, self._journal
         )
+        self._control.fast_path = self._bpf, self._fast.why
         self._watch = UplinkWatch(
             steering,
             self._uplink_changed,
@@ -119,6 +133,8 @@ class Daemon:
     async def start(self) -> None:
         """Start everything. Raises SetupError; then ``stop`` takes back what was done."""
         set_up_collector()
+        if self._bpf is not None and (adopted := self._loop.adopt(self._bpf.inherit())):
+            self._journal.note("contexts taken over", f"{adopted} from the kernel")
         self._loop.start()
         await self._control.start()
         self._ruled = True
@@ -160,6 +176,8 @@ class Daemon:
                 await asyncio.wait_for(self._stopping.wait(), _RULES_INTERVAL_S)
                 return
             try:
+                for line in self._bpf.reattach() if self._bpf is not None else ():
+                    self._journal.note("programs attached", line)
                 wrong = await asyncio.to_thread(self._bundles.verify)
                 if wrong:
                     self._journal.note("rules put back", "; ".join(wrong))
@@ -170,6 +188,9 @@ class Daemon:
 
     def _uplink_changed(self, name: str, up: bool, why: str, mtu: int) -> None:
         self._control.uplink_reasons[name] = why
+        if self._bpf is not None:
+            down = {one.name for one in self._engine.uplinks if not one.up}
+            self._bpf.note_uplinks(frozenset(down - {name} if up else down | {name}))
         self._loop.uplink_changed(name, up, why, mtu)
 
 

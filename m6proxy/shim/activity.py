@@ -44,7 +44,7 @@ def take(core: Core, context: Context, activity: Activity, now: float) -> None:
     if activity.packets_out != seen.packets_out or activity.packets_in != seen.packets_in:
         _account(context, seen, activity)
         for at_s, inbound in _events(seen, activity):
-            _apply(core, context, at_s, inbound=inbound)
+            note(core, context, at_s, inbound=inbound)
     last_s = max(activity.last_out_s, activity.last_in_s)
     flow.look_due_s = NEVER
     if now < last_s + QUIET_S or context.reap_state is not ReapState.OPERATIONAL:
@@ -73,8 +73,8 @@ def _events(seen: Activity, activity: Activity) -> list[tuple[float, bool]]:
     return sorted(events)
 
 
-def _apply(core: Core, context: Context, at_s: float, *, inbound: bool) -> None:
-    """The same conditions as in the packet path."""
+def note(core: Core, context: Context, at_s: float, *, inbound: bool) -> None:
+    """A packet went out or came in at a time; the same conditions as in the packet path."""
     if inbound:
         if context.send_due_s or not context.keepalive_due_s:
             reap.payload_in(core, context, b"", at_s)

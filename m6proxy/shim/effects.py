@@ -53,12 +53,17 @@ class KernelEntry:
 
     slot: int
     """Where it counts what the context sends and receives."""
+    addresses: bytes
+    """What packets get, 32 octets: the locators, or in mode IDENTIFIER a place of the peer's
+    that stands for one."""
     mode: DemuxMode
-    """How packets go while the locators are not the ULIDs."""
-    tail: bytes
-    """Of mode EXTHDR and DSTOPT: the last 7 octets of the header that goes in; may be empty."""
+    """How packets go over this pair, while it is not the ULIDs."""
+    wanted: DemuxMode
+    """How the peer wants them; a path may not bear that."""
     label: int
-    """Of mode FLOWLABEL: the peer's label."""
+    """The peer's flow label, or 0."""
+    features: int
+    """The peer's (``features.Feature``): a successor of ours needs them."""
     mtu: int
     """Of the uplink, octets, growth included."""
     uplink: str | None
@@ -67,6 +72,8 @@ class KernelEntry:
     """Every packet of the pair is for the engine."""
     tags: tuple[tuple[DemuxMode, int], ...]
     """How the peer's packets may find the context."""
+    untagged: tuple[bytes, ...]
+    """Source and destination, 32 octets each, of packets that no more than these show to be its."""
     local_locators: tuple[Address, ...]
     peer_locators: tuple[Address, ...]
     """Those that are proved, the current one first."""

@@ -16,7 +16,7 @@ inbound   0 flow label, or addresses alone, of a context, where any are expected
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -26,6 +26,7 @@ from m6proxy.names import TAG_MASK, LocatorPair, UlidPair
 from m6proxy.reasons import Reason
 from m6proxy.shim import (
     activity,
+    adopt,
     close,
     control,
     detect,
@@ -42,6 +43,7 @@ from m6proxy.shim import (
     trial,
     update,
 )
+from m6proxy.shim.adopt import LeftContext
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core, ShimSettings
 from m6proxy.shim.demux import DemuxMode
@@ -222,6 +224,12 @@ class Engine:
             for context in tuple(self._core.slots.by_slot.values()):
                 activity.look(self._core, context, now)
 
+    def adopt(self, left: Iterable[LeftContext], now: float) -> int:
+        """Take contexts over that a predecessor left in the kernel; returns how many."""
+        adopted = adopt.adopt(self._core, left, now)
+        self._sweep.begin(adopted, now, tells=True)
+        return len(adopted)
+
     def handle_ripe(self, pair: UlidPair, traffic: Traffic, now: float) -> None:
         """The kernel counted traffic of a pair without a context that crossed a threshold."""
         core = self._core
@@ -263,6 +271,7 @@ class Engine:
         for context in core.contexts.all_of_pair(key):
             if not context.carries:
                 continue
+            context.local_name = context.local_name or local_name
             if data is not None and data.name == context.peer_name:
                 peerset.adopt_proof(core, context, data)
                 reap.widen(core, context, now)

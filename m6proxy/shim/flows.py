@@ -61,16 +61,18 @@ def _entry(core: Core, context: Context, slot: int) -> KernelEntry:
     proved = (one.address for one in context.peer_locators if one.proved)
     return KernelEntry(
         slot=slot,
+        addresses=context.wire_addresses or context.outbound_key,
         mode=context.mode,
-        tail=context.shim_tail,
-        label=max(0, context.wire_label),
+        wanted=context.peer_mode,
+        label=max(0, context.peer_label),
+        features=context.peer_features,
         mtu=context.mtu,
         uplink=uplink.name if uplink is not None else None,
         slow=bool(context.forks)
         or context.parking is not None
-        or context.state is not State.ESTABLISHED
-        or context.mode is DemuxMode.IDENTIFIER,
+        or context.state is not State.ESTABLISHED,
         tags=tuple(tags),
+        untagged=core.contexts.untagged(context),
         local_locators=context.local_set.locators,
         peer_locators=tuple(dict.fromkeys((peer, *proved))),
     )

@@ -177,6 +177,8 @@ def expect_rehomed(core: Core, context: Context, route: LocatorPair) -> None:
     ours = route.peer == context.outbound_key[16:]
     if local is not None and (ours or context.peer_mode is DemuxMode.IDENTIFIER):
         core.contexts.expect_untagged(context, route.peer + local)
+        if context.carries:
+            flows.install(core, context)
 
 
 def refuse(core: Core, context: Context, cause: Input, holddown_s: float, now: float) -> None:

@@ -72,6 +72,22 @@ class FlowSlots:
         self.by_slot[slot] = context
         return KernelFlow(slot, self.read(slot))
 
+    def take_over(self, context: Context, slot: int) -> KernelFlow:
+        """Give a context the slot that it had with our predecessor. Raises ValueError if taken."""
+        if slot in self.by_slot or slot >= self._limit:
+            raise ValueError(f"slot {slot} is not to be had")
+        if slot < self._next:
+            self._free.remove(slot)
+        else:
+            self._free += range(self._next, slot)
+            self._next = slot + 1
+        self.by_slot[slot] = context
+        return KernelFlow(slot, self.read(slot))
+
+    def can_take_over(self, slot: int) -> bool:
+        """Tell whether nobody has this slot."""
+        return slot not in self.by_slot and slot < self._limit
+
     def give_back(self, flow: KernelFlow) -> None:
         """The context needs its slot no more."""
         del self.by_slot[flow.slot]

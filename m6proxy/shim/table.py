@@ -142,6 +142,10 @@ class ContextTable:
             if pair not in known:
                 self._untagged_keys[context] = (*known, pair)
 
+    def untagged(self, context: Context) -> tuple[bytes, ...]:
+        """The pairs of addresses (32 octets) by which packets without a tag find the context."""
+        return self._untagged_keys.get(context, ())
+
     def forget_untagged(self, context: Context) -> None:
         """No packet without a tag is the context's any more."""
         for pair in self._untagged_keys.pop(context, ()):

@@ -69,6 +69,7 @@ class Input(Enum):
     STOP = "the gateway stops"
     PARK_OVER = "park time over"
     CONFUSED = "context confusion"
+    TAKEN_OVER = "taken over"
 
 
 _NONE: Final = State.IDLE
@@ -81,6 +82,7 @@ CONTEXT: Final[dict[tuple[State, Input], tuple[State, ...]]] = {
     (State.IDLE, Input.I2): (_EST,),
     (State.IDLE, Input.I2BIS): (_EST,),
     (State.IDLE, Input.CLOSE): (State.IDLE,),
+    (State.IDLE, Input.TAKEN_OVER): (_EST,),
     # I1-SENT: §7.8, §7.9, §7.11, §7.13, §7.16, §7.20
     (State.I1_SENT, Input.I1): (State.I1_SENT,),
     (State.I1_SENT, Input.R1): (State.I2_SENT,),

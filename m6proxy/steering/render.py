@@ -20,6 +20,11 @@ from m6proxy.names import address_text
 from m6proxy.steering.branches import BRANCH_PREFIX, Tree
 from m6proxy.steering.settings import SteeringSettings
 
+MARK_OURS, MARK_OURS_MASK = 0x80, 0xF0
+"""In our octet of the mark: the programs in the kernel have decided about the packet."""
+MARK_PAST = 0x8F
+"""It goes on as it is; with 0x81 to 0x8e it leaves by that uplink."""
+
 HOOKS = {"raw": ("M6PROXY-IN",), "mangle": ("M6PROXY-OUT",)}
 """Chains that one rule of the built-in PREROUTING jumps to, by table."""
 
@@ -107,6 +112,9 @@ def _expand(
         "queue_outbound": str(settings.queue_outbound),
         "queue_inbound": str(settings.queue_inbound),
     }
+    if settings.mark_shift is not None:
+        single["mark_ours"] = settings.mark(MARK_OURS, MARK_OURS_MASK)
+        single["mark_past"] = settings.mark(MARK_PAST)
     written: list[str] = []
     for line in lines:
         template = Template(line)

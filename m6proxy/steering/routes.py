@@ -4,8 +4,9 @@ For each uplink there is a table with a default route to the provider, and below
 ``unreachable`` default: when the provider's route is gone, a packet from its prefix is
 refused here and does not fall through to another provider, which would filter it. Two
 rules lead there: connected and more specific routes of ``main`` come first, its default
-does not (``suppress_prefixlength 0``), then the uplink's table. Rules and routes carry
-protocol number 140, by which they are recognised; nothing else is ever changed.
+does not (``suppress_prefixlength 0``), then the uplink's table. Where programs in the kernel
+mark packets, a rule before these leads from their mark to its uplink's table. Rules and
+routes carry protocol number 140, by which they are recognised; nothing else is ever changed.
 See docs/decisions/0006-routing.md.
 """
 
@@ -27,21 +28,28 @@ PROTOCOL = 140
 
 _MAIN = 254
 _LAST_METRIC = 4_294_967_295
-_RULE_KEYS = frozenset({"priority", "src", "srclen", "table", "suppress_prefixlen", "protocol"})
+_RULE_KEYS = frozenset(
+    {"priority", "src", "srclen", "table", "suppress_prefixlen", "protocol", "fwmark", "fwmask"}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
     priority: int
-    prefix: str
+    prefix: str | None
+    """None: any source, with the mark."""
     table: int
     suppress: bool
     """Whether main's default route is passed over."""
+    mark: str | None = None
+    """Value and mask."""
 
     def words(self) -> list[str]:
         suppress = ["suppress_prefixlength", "0"] if self.suppress else []
+        source = ["from", self.prefix] if self.prefix is not None else []
+        mark = ["fwmark", self.mark] if self.mark is not None else []
         return [
-            *("from", self.prefix, "lookup", str(self.table), *suppress),
+            *(*source, *mark, "lookup", str(self.table), *suppress),
             *("priority", str(self.priority), "protocol", str(PROTOCOL)),
         ]
 
@@ -151,8 +159,15 @@ class SourceRouting:
         settings = self._settings
         first = settings.rule_priority
         spare = [_Rule(first, str(u.prefix), _MAIN, True) for u in settings.uplinks]
-        return spare + [
-            _Rule(first + 1, str(u.prefix), settings.table(u), False) for u in settings.uplinks
+        marked = [
+            _Rule(max(1, first - 1), None, settings.table(u), False, settings.mark(0x80 | number))
+            for number, u in enumerate(settings.uplinks, start=1)
+            if settings.mark_shift is not None
+        ]
+        return [
+            *marked,
+            *spare,
+            *(_Rule(first + 1, str(u.prefix), settings.table(u), False) for u in settings.uplinks),
         ]
 
     def _routes(self, uplink: UplinkSettings) -> tuple[_Route, _Route]:
@@ -220,8 +235,12 @@ def _parse_rule(row: dict[str, Any]) -> _Rule | None:
     """Read one row of ``ip -N -j rule``; None when it does not carry our protocol number."""
     if row.get("protocol") != str(PROTOCOL) or not row.keys() <= _RULE_KEYS:
         return None
-    prefix = Prefix.parse(f"{row['src']}/{row.get('srclen', 128)}")
-    return _Rule(row["priority"], str(prefix), int(row["table"]), "suppress_prefixlen" in row)
+    prefix = None
+    if row["src"] != "all":
+        prefix = str(Prefix.parse(f"{row['src']}/{row.get('srclen', 128)}"))
+    mark = f"{row['fwmark']}/{row.get('fwmask', '0xffffffff')}" if "fwmark" in row else None
+    suppress = "suppress_prefixlen" in row
+    return _Rule(row["priority"], prefix, int(row["table"]), suppress, mark)
 
 
 def _parse_route(row: dict[str, Any]) -> _Route | None:

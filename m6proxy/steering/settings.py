@@ -57,6 +57,8 @@ class SteeringSettings:
     """Priority of the rule that spares connected networks; the next number selects the table."""
     locator_only: tuple[Pattern, ...] = ()
     """Destinations that no machine has: only through the engine, dropped when it is dead."""
+    mark_shift: int | None = None
+    """Where our 8 bits of a packet's mark begin, 0 to 24; None: nothing in the kernel marks any."""
 
     def __post_init__(self) -> None:
         if not _SITE.fullmatch(self.site):
@@ -74,11 +76,18 @@ class SteeringSettings:
             raise ValueError(f"tables {tables.start} to {tables.stop - 1} are not all free to use")
         if not 1 <= self.rule_priority < 32_765:
             raise ValueError("the rule priority is a number from 1 to 32764, before main's")
+        if self.mark_shift is not None and not 0 <= self.mark_shift <= 24:
+            raise ValueError("our 8 bits of the mark begin at bit 0 to 24")
 
     @property
     def comment(self) -> str:
         """The words that every rule of ours carries."""
         return f"m6proxy {self.site}"
+
+    def mark(self, octet: int, mask: int = 0xFF) -> str:
+        """Our 8 bits of the mark with their mask, as ``ip`` and ip6tables write them."""
+        shift = self.mark_shift or 0
+        return f"{octet << shift:#x}/{mask << shift:#x}"
 
     def table(self, uplink: UplinkSettings) -> int:
         """Return the number of an uplink's routing table."""

@@ -15,7 +15,8 @@ from m6proxy.wire.ipv6 import Walk, destination_options
 from m6proxy.wire.payload import PAYLOAD_HEADER_OCTETS
 
 OPTION_TYPE: Final = 0x9E
-SHORT_MASK: Final = 0xFFFFFFFF
+SHORT_BITS: Final = 32
+SHORT_MASK: Final = (1 << SHORT_BITS) - 1
 _HEAD: Final = bytes((0, OPTION_TYPE, 4))
 """Hdr Ext Len, option type, option data length."""
 

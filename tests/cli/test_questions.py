@@ -25,6 +25,7 @@ STATUS = {
     "pid": 4711,
     "started_at": TEN_DAYS_AGO,
     "dataplane": "nfqueue",
+    "dataplane_why": "fast_path is off",
     "contexts": {"established": 2, "i1-sent": 0},
     "peers": 1,
     "uplinks_up": 1,

@@ -12,12 +12,9 @@ from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
 from m6proxy.dataplane.bpf import layout
+from m6proxy.dataplane.bpf.entries import entries
 from m6proxy.dataplane.bpf.layout import (
-    InFlag,
-    InFlow,
     Mode,
-    OutFlag,
-    OutFlow,
     PairFlow,
     PrefixFlag,
     Settings,
@@ -26,8 +23,7 @@ from m6proxy.dataplane.bpf.layout import (
 )
 from m6proxy.dataplane.bpf.load import Loaded, load, read_object
 from m6proxy.dataplane.bpf.programs import SkBuff, Trial
-from m6proxy.shim.demux import DemuxMode
-from m6proxy.shim.effects import InstallFlow, KernelEntry
+from m6proxy.shim.effects import InstallFlow
 from m6proxy.wire.ipv6 import HEADER_OCTETS
 from tests.harness.pair import Site
 
@@ -37,12 +33,6 @@ PASS: Final = -1
 DROP: Final = 2
 REDIRECT: Final = 7
 SHIFT: Final = 24
-MODES: Final = {
-    DemuxMode.EXTHDR: Mode.EXTHDR,
-    DemuxMode.FLOWLABEL: Mode.FLOWLABEL,
-    DemuxMode.DSTOPT: Mode.DSTOPT,
-    DemuxMode.IDENTIFIER: Mode.IDENTIFIER,
-}
 _ZERO: Final = bytes(4)
 _COPIED: Final = (layout.OUT, layout.TAG, layout.PAIR, layout.SENT, layout.MISSES)
 
@@ -139,33 +129,13 @@ def write_flow(
     loaded: Loaded, flow: InstallFlow, uplinks: dict[str, int], bare: Iterable[bytes]
 ) -> None:
     """Write what the kernel has to know of a context into the maps."""
-    entry = flow.kernel
-    assert entry is not None
-    maps = loaded.maps
-    ulids = flow.ulids.local + flow.ulids.peer
-    inbound_ulids = flow.ulids.peer + flow.ulids.local
-    locators = flow.locators.local + flow.locators.peer
-    mode = Mode.ULIDS if locators == ulids else MODES[entry.mode]
-    number = uplinks[entry.uplink] if entry.uplink else 0
-    maps[layout.OUT].update(ulids, _out_flow(locators, mode, number, entry).pack())
-    pair = PairFlow(inbound_ulids, entry.slot, Mode.ULIDS)
-    maps[layout.PAIR].update(inbound_ulids, pair.pack())
-    found = InFlow(
-        inbound_ulids,
-        entry.slot,
-        entry.peer_locators[: layout.LOCATORS_MAX],
-        entry.local_locators[: layout.LOCATORS_MAX],
-        InFlag.COMPLETE,
-    )
-    for kind, tag in entry.tags:
-        maps[layout.TAG].update(layout.tag_key(MODES[kind], tag), found.pack())
-    for pair_key in bare:
-        untagged = PairFlow(inbound_ulids, entry.slot, Mode.IDENTIFIER)
-        maps[layout.PAIR].update(pair_key, untagged.pack())
-    if mode is Mode.IDENTIFIER:
-        maps[layout.SENT].update(layout.sent_key(locators, None), _ZERO)
-    if mode is Mode.FLOWLABEL:
-        maps[layout.SENT].update(layout.sent_key(locators, entry.label), _ZERO)
+    assert flow.kernel is not None
+    for place, value in entries(flow, uplinks).items():
+        loaded.maps[place.map].update(place.key, value)
+    ulids = flow.ulids.peer + flow.ulids.local
+    for addresses in bare:
+        untagged = PairFlow(ulids, flow.kernel.slot, Mode.IDENTIFIER)
+        loaded.maps[layout.PAIR].update(addresses, untagged.pack())
 
 
 def clear(loaded: Loaded) -> None:
@@ -177,16 +147,3 @@ def clear(loaded: Loaded) -> None:
     empty = bytes(settled.value_room)
     for index in range(settled.spec.max_entries):
         settled.update(index.to_bytes(4, "little"), empty)
-
-
-def _out_flow(locators: bytes, mode: Mode, uplink: int, entry: KernelEntry) -> OutFlow:
-    return OutFlow(
-        locators,
-        mode,
-        entry.slot,
-        uplink,
-        entry.mtu,
-        entry.tail or bytes(7),
-        entry.label if mode is Mode.FLOWLABEL else 0,
-        OutFlag.SLOW if entry.slow and mode is not Mode.IDENTIFIER else 0,
-    )

@@ -176,11 +176,16 @@ def both(lab: Lab, changes: dict[str, str] | None = None) -> Iterator[tuple[Gate
 
 
 def write_config(lab: Lab, site: Site, changes: dict[str, str]) -> Path:
-    """Write a site's configuration with changes beside the lab's own; return its path."""
+    """Write a site's configuration with changes beside the lab's own; return its path.
+
+    All packets come through the daemon, unless a change says otherwise.
+    """
     text = build.gateway_config(lab, site)
     for old, new in changes.items():
         assert old in text, f"{old!r} is not in the lab's configuration"
         text = text.replace(old, new)
+    if "fast_path" not in text:
+        text += "fast_path: off\n"
     path = lab.state_dir / f"{site.name}-test.yaml"
     path.write_text(text)
     return path

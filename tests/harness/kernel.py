@@ -14,9 +14,9 @@ from m6proxy.shim.activity import QUIET_S
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import InstallFlow, KernelEntry, RemoveFlow
 from m6proxy.shim.slots import Activity
-from m6proxy.wire.dstopt import find_tag_option, option_tag
+from m6proxy.wire.dstopt import find_tag_option, option_tag, option_tail
 from m6proxy.wire.ipv6 import Walk, find_shim
-from m6proxy.wire.payload import is_payload
+from m6proxy.wire.payload import is_payload, payload_header
 
 SLOW: Final = object()
 """The packet is for the engine."""
@@ -79,7 +79,7 @@ class FakeKernel:
             return SLOW
         entry = flow.kernel
         sent = packet
-        if flow.locators.local + flow.locators.peer != packet[8:40]:
+        if entry.addresses != packet[8:40]:
             try:
                 sent = _rewritten(packet, flow, entry)
             except MalformedMessage:
@@ -108,16 +108,22 @@ class FakeKernel:
 
 
 def _rewritten(packet: bytes, flow: InstallFlow, entry: KernelEntry) -> bytes:
-    addresses = flow.locators.local + flow.locators.peer
+    addresses = entry.addresses
+    if entry.mode is DemuxMode.IDENTIFIER:
+        return forward.readdress(packet, addresses)
     if entry.mode is DemuxMode.FLOWLABEL:
         return forward.relabel(packet, addresses, entry.label)
     kind = forward.OPTION if entry.mode is DemuxMode.DSTOPT else forward.SHIM
-    return forward.rewrite(packet, addresses, entry.tail, kind)
+    tagged = entry.mode is DemuxMode.DSTOPT
+    tail = option_tail(flow.peer_tag) if tagged else payload_header(0, flow.peer_tag)[1:]
+    return forward.rewrite(packet, addresses, tail, kind)
 
 
 def _restored(packet: bytes, ulids: bytes, entry: KernelEntry) -> bytes | None:
     if packet[8:40] == ulids and packet[6] not in (*forward.CHAINED, 140, 58):
         return packet
+    if packet[8:40] in entry.untagged and not forward.has_shim(packet):
+        return forward.readdress(packet, ulids)
     if packet[8:24] not in entry.peer_locators or packet[24:40] not in entry.local_locators:
         return None
     tags = dict(entry.tags)

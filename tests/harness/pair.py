@@ -161,7 +161,10 @@ class Pair:
     def restart(self, site: Site) -> None:
         """The site's daemon dies and a fresh one takes over, which knows nothing."""
         self._seed += 100
-        site.engine = Engine(site.settings, SeededEntropy(self._seed))
+        if site.kernel is not None:
+            site.kernel.flows.clear()
+        read = site.kernel.read if site.kernel is not None else None
+        site.engine = Engine(site.settings, SeededEntropy(self._seed), read)
         site.queued_timer_s = None
         site.flows.clear()
 

@@ -146,3 +146,22 @@ def test_a_whole_address_as_prefix(sites: TwoSites) -> None:
     assert routing.verify() == []
     routing.remove()
     assert " 140" not in _everything()
+
+
+def test_a_packet_with_an_uplinks_mark_takes_its_table_whatever_its_source(sites: TwoSites) -> None:
+    """The kernel's programs mark a re-homed packet while it still has its ULID."""
+    before = _everything()
+    marked = SourceRouting(replace(SETTINGS, mark_shift=8))
+    marked.apply()
+    assert marked.verify() == []
+    once = _everything()
+    marked.repair()
+    assert _everything() == once
+    way = ("ip", "-6", "route", "get", HOST_B, "from", "2001:db8:a1:1::10", "iif", "lan0")
+    for mark, interface in (("0x8100", "wan1"), ("0x8200", "wan2"), ("0x7f92cd", "wan1")):
+        assert f" dev {interface} " in run(*way, "mark", mark)
+    assert " dev wan2 " in run(*way, "mark", "0x7f82cd")
+    SourceRouting(SETTINGS).apply()
+    assert " dev wan1 " in run(*way, "mark", "0x8200"), "a successor without marks takes them out"
+    marked.remove()
+    assert _everything() == before

@@ -108,3 +108,15 @@ def test_removal_flushes_all_chains_before_deleting_the_first() -> None:
         "-X M6PROXY-SITE",
         "COMMIT",
     ]
+
+
+def test_marked_packets_pass_first() -> None:
+    """Where programs in the kernel have decided already; without them nothing reads a mark."""
+    marked = replace(SETTINGS, mark_shift=16)
+    rules = {table: render_table(marked, table).splitlines() for table in ("mangle", "raw")}
+    (outbound,) = (line for line in rules["mangle"] if "--mark" in line)
+    (inbound,) = (line for line in rules["raw"] if "--mark" in line)
+    assert " --mark 0x800000/0xf00000 " in outbound and outbound.endswith("-j RETURN")
+    assert " --mark 0x8f0000/0xff0000 " in inbound and inbound.endswith("-j RETURN")
+    for lines, first in ((rules["mangle"], outbound), (rules["raw"], inbound)):
+        assert next(line for line in lines if line.startswith("-A")) == first

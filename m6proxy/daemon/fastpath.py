@@ -1,0 +1,55 @@
+"""Which data plane a gateway gets: programs in the kernel, or NFQUEUE for all."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+from m6proxy.daemon.config import Config
+from m6proxy.dataplane.bpf.site import BpfSettings, BpfSite, BpfUplink
+from m6proxy.dataplane.bpf.takeover import remove_leftovers
+from m6proxy.errors import SetupError
+from m6proxy.shim.demux import DemuxMode
+
+
+class FastPath(NamedTuple):
+    """The maps and programs, if there are any, and why, or why not."""
+
+    site: BpfSite | None
+    why: str
+
+
+def open_fast_path(config: Config) -> FastPath:
+    """Load the programs where the configuration wants them and the kernel can.
+
+    No packet meets them yet. What a predecessor left in the kernel is taken over, or taken out.
+    Raises SetupError when the configuration insists and the kernel refuses.
+    """
+    if config.fast_path == "off":
+        remove_leftovers(config.bpf_folder)
+        return FastPath(None, "fast_path is off")
+    try:
+        if not config.manage_routes:
+            raise SetupError("the fast path routes by marks, and routing.manage is false")
+        site = BpfSite(_wanted(config), config.bpf_folder)
+    except SetupError as refused:
+        if config.fast_path == "bpf":
+            raise
+        with contextlib.suppress(SetupError):
+            remove_leftovers(config.bpf_folder)
+        return FastPath(None, str(refused))
+    why = "the kernel takes the programs"
+    if not site.is_lasting:
+        why += f", but {config.bpf_folder} goes with us: a restart begins anew"
+    return FastPath(site, why)
+
+
+def _wanted(config: Config) -> BpfSettings:
+    return BpfSettings(
+        lan=config.lan,
+        uplinks=tuple(BpfUplink(one.name, one.interface, one.prefix) for one in config.uplinks),
+        establish=config.establish,
+        mark_shift=config.mark_shift,
+        max_contexts=config.max_contexts,
+        sees_misses=DemuxMode.IDENTIFIER in config.demux or bool(config.steering.locator_only),
+    )

@@ -1,0 +1,187 @@
+"""One site's half in the kernel: which interfaces, which settings, and its installation."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from m6proxy.dataplane.bpf import auxiliary, layout
+from m6proxy.dataplane.bpf.auxiliary import Auxiliary
+from m6proxy.dataplane.bpf.layout import PrefixFlag, Settings, SettingsFlag, SitePrefix
+from m6proxy.dataplane.bpf.links import Side
+from m6proxy.dataplane.bpf.load import BpfObject, read_object
+from m6proxy.dataplane.bpf.maps import Map
+from m6proxy.dataplane.bpf.takeover import Installation, install
+from m6proxy.names import Prefix
+from m6proxy.shim.activity import QUIET_S
+from m6proxy.shim.policy import EstablishPolicy
+
+_T = TypeVar("_T")
+_NS: Final = 1_000_000_000
+_SIOCGIFHWADDR: Final = 0x8927
+_ARPHRD_ETHER: Final = 1
+_MODES_MAX: Final = 3
+"""A context is found by its tag, and perhaps a label and an option besides."""
+
+
+@dataclass(frozen=True, slots=True)
+class BpfUplink:
+    """One provider attachment."""
+
+    name: str
+    interface: str
+    prefix: Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class BpfSettings:
+    """What the operator decided, as far as the kernel has to know."""
+
+    lan: tuple[str, ...]
+    uplinks: tuple[BpfUplink, ...]
+    """Number 1 first."""
+    establish: EstablishPolicy
+    mark_shift: int
+    max_contexts: int
+    sees_misses: bool = False
+    """Whether the engine has to see every packet that no context claims."""
+
+
+class BpfSite:
+    """The installation of a site; ``attach`` lets it see packets. Raises SetupError."""
+
+    def __init__(self, wanted: BpfSettings, folder: Path, source: BpfObject | None = None) -> None:
+        self._wanted = wanted
+        self._installation: Installation = install(
+            source or read_object(), folder, max_entries=_sizes(wanted.max_contexts)
+        )
+        self.maps: Mapping[str, Map] = self._installation.maps
+        self.numbers = {one.name: number for number, one in enumerate(wanted.uplinks, start=1)}
+        self.settings = self._settings()
+        self._attached: dict[tuple[str, Side], int] = {}
+        self._written: Settings | None = None
+        self._auxiliary: Auxiliary | None = None
+
+    @property
+    def sorts_flows(self) -> bool:
+        """Whether policy looks at the protocol and ports of a pair's packets."""
+        policy = self._wanted.establish
+        return any(one.protocol is not None for one in (*policy.always, *policy.never))
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether maps and programs outlive this process."""
+        return self._installation.is_lasting
+
+    def attach(self) -> list[str]:
+        """Put the programs where they are not yet; say in a line each which interface is new."""
+        return _apart(self._attach)
+
+    def _attach(self) -> list[str]:
+        if self._auxiliary is None:
+            self._auxiliary = pair = auxiliary.ensure()
+            self._installation.attach("regroup_in", pair.split, Side.INGRESS)
+            self._installation.attach("split_in", pair.regroup, Side.INGRESS)
+        lines = []
+        for name, side, program in self._places():
+            index = _index(name)
+            if index and self._attached.get((name, side)) != index:
+                suffix = "" if _has_link_layer(name) else "_l3"
+                self._installation.attach(f"{program}{suffix}", index, side)
+                self._attached[name, side] = index
+                lines.append(f"{name} ({side.value})")
+        if lines:
+            self._installation.settle()
+        return lines
+
+    def settings_with(self, down: frozenset[str]) -> Settings:
+        """The settings while these uplinks are down: who sends from there needs Python."""
+        prefixes = tuple(
+            SitePrefix(one.prefix, PrefixFlag.SLOW if one.name in down else 0)
+            for one in self._wanted.uplinks
+        )
+        return replace(self.settings, prefixes=prefixes)
+
+    def write_settings(self, settings: Settings) -> None:
+        """Let the programs know, if it is news."""
+        settings = replace(settings, uplinks=self._indexes())
+        if self._auxiliary is not None:
+            split, regroup = self._auxiliary.split, self._auxiliary.regroup
+            settings = replace(settings, split_ifindex=split, regroup_ifindex=regroup)
+        if settings != self._written:
+            self.maps[layout.SETTINGS].update(bytes(4), settings.pack())
+            self._written = settings
+
+    def release(self) -> None:
+        """Leave everything to a successor."""
+        self._installation.release()
+
+    def remove(self) -> None:
+        """Take everything out of the kernel; safe to call twice."""
+        _apart(self._installation.remove)
+        if self._auxiliary is not None:
+            _apart(auxiliary.remove)
+            self._auxiliary = None
+
+    def _places(self) -> list[tuple[str, Side, str]]:
+        uplinks = dict.fromkeys(one.interface for one in self._wanted.uplinks)
+        return [
+            *((name, Side.EGRESS, "uplink_out") for name in uplinks),
+            *((name, Side.INGRESS, "uplink_in") for name in uplinks),
+            *((name, Side.INGRESS, "lan_in") for name in self._wanted.lan),
+        ]
+
+    def _indexes(self) -> tuple[int, ...]:
+        return tuple(_index(one.interface) for one in self._wanted.uplinks)
+
+    def _settings(self) -> Settings:
+        policy = self._wanted.establish
+        return Settings(
+            tuple(SitePrefix(one.prefix) for one in self._wanted.uplinks),
+            self._indexes(),
+            SettingsFlag.SLOW_MISSES if policy.always or self._wanted.sees_misses else 0,
+            self._wanted.mark_shift,
+            after_octets=policy.after_octets or 0,
+            after_packets=policy.after_packets or 0,
+            after_ns=int((policy.after_s or 0) * _NS),
+            wake_ns=int(QUIET_S * _NS),
+        )
+
+
+def _apart(act: Callable[[], _T]) -> _T:
+    """Do it in a thread of its own and wait: pyroute2 cannot work beside a running event loop."""
+    with ThreadPoolExecutor(max_workers=1) as alone:
+        return alone.submit(act).result()
+
+
+def _sizes(contexts: int) -> dict[str, int]:
+    return {
+        layout.OUT: contexts,
+        layout.PAIR: contexts,
+        layout.SENT: contexts,
+        layout.ACTIVE: contexts,
+        layout.TAG: contexts * _MODES_MAX,
+    }
+
+
+def _index(interface: str) -> int:
+    """The interface's index, or 0 when it is not there."""
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return 0
+
+
+def _has_link_layer(interface: str) -> bool:
+    """Whether frames have an Ethernet header; PPP and tunnels have none."""
+    request = struct.pack("=16sH14x", interface.encode(), 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        answer = fcntl.ioctl(asking, _SIOCGIFHWADDR, request)
+    kind: int = struct.unpack_from("=H", answer, 16)[0]
+    return kind == _ARPHRD_ETHER
