@@ -98,10 +98,10 @@ def test_a_flow_that_wakes_up_is_told_once(site: Site) -> None:
     pair, kernel, reader = site
     assert pair.alpha.context.flow is not None
     kernel.outbound(udp(A1, B1))
-    kernel.configure(wake_ns=SECOND // 10)
+    kernel.configure(wake_ns=SECOND // 2)
     kernel.outbound(udp(A1, B1))
     assert events(reader) == []
-    time.sleep(0.13)
+    time.sleep(0.55)
     for _ in range(3):
         kernel.outbound(udp(A1, B1))
     (event,) = events(reader)
@@ -161,9 +161,16 @@ def test_what_python_wants_to_see_goes_there(site: Site) -> None:
 def test_a_pair_that_is_settled_is_looked_at_again_after_a_moment(site: Site) -> None:
     _, kernel, _ = site
     answer = udp(B2, A1)
-    assert kernel.inbound(answer) == answer
-    kernel.configure(flags=SettingsFlag.SLOW_MISSES)
-    assert kernel.inbound(answer) == answer
+
+    def stays_settled() -> bool:
+        """Whether the second packet came soon enough behind the first: a machine may be busy."""
+        kernel.configure(flags=SettingsFlag(0))
+        settle()
+        assert kernel.inbound(answer) == answer
+        kernel.configure(flags=SettingsFlag.SLOW_MISSES)
+        return kernel.inbound(answer) == answer
+
+    assert any(stays_settled() for _ in range(50))
     settle()
     assert kernel.inbound(answer) is SLOW
 

@@ -40,6 +40,8 @@ LOCATORS = LocatorPair(address(A1_ISP2), address(B1_ISP2))
 ALPHA_TAG, BETA_TAG = 0x2345_6789_ABCD, 0x3456_789A_BCDE
 PORT = 5201
 SECONDS = 2
+LOST_PERCENT_MAX = 5
+"""On a busy machine the receiving program itself loses some."""
 PROVIDERS = ("p2", "p4")
 """Those of the second uplinks."""
 MODES = pytest.mark.parametrize(
@@ -123,10 +125,10 @@ def test_a_stream_moves_in_mid_flight(plain_lab: Lab, mode: Mode, wire: bool) ->
         udp = iperf(plain_lab, "-u", "-b", "20M", "-l", "1200", meanwhile=lambda: None)
         after = beta.counts()
     assert tcp["bits_per_second"] > 50e6
-    assert udp["lost_percent"] == 0
+    assert udp["lost_percent"] < LOST_PERCENT_MAX
     assert min(one["REWRITTEN"] for one in counts) > 100
     assert min(one["RESTORED"] for one in counts) > 100
-    assert after["RESTORED"] - counts[1]["RESTORED"] > 20e6 * SECONDS / 8 / 1200 * 0.9
+    assert after["RESTORED"] - counts[1]["RESTORED"] > 20e6 * SECONDS / 8 / 1200 * 0.8
     assert not any(name.startswith("DROP") for one in counts for name in one)
     if mode is Mode.EXTHDR:
         assert counts[0]["SPLIT"] > 10
