@@ -17,6 +17,7 @@ from m6proxy.shim import forward, reap
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.demux import UNTAGGED
+from m6proxy.shim.transitions import ReapState
 from m6proxy.wire.checksum import icmpv6_checksum
 from m6proxy.wire.dstopt import find_tag_option, option_tag
 from m6proxy.wire.ipv6 import MIN_MTU, find_shim
@@ -67,14 +68,18 @@ def handle_lost(core: Core, message: ErrorMessage, route: LocatorPair, now: floa
     """The peer's end says that a packet without a tag met no context: it may have lost its own.
 
     Returns whether it is about one that we send such packets in, over that pair. The Probe of
-    the test has the tag, and R1bis answers it when the context is lost.
+    the test has the tag, and R1bis answers it when the context is lost. A search that found
+    nobody, for the peer's end was dead, begins anew: somebody is there.
     """
     if message.code != ErrorCode.NO_CONTEXT or message.packet[8:40] != route.local + route.peer:
         return False
     context = core.contexts.by_sent_label.get((message.packet[8:40], UNTAGGED))
     if context is None:
         return False
-    reap.hint(core, context, "the peer has no context", now)
+    if context.reap_state is ReapState.OPERATIONAL:
+        reap.hint(core, context, "the peer has no context", now)
+    else:
+        reap.search_again(core, context, now)
     return True
 
 

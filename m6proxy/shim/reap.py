@@ -94,6 +94,13 @@ def hint(core: Core, context: Context, why: str, now: float, *, hearsay: bool = 
             context.exploration.hearsay = hearsay
 
 
+def search_again(core: Core, context: Context, now: float) -> None:
+    """Somebody answers where a search has been in vain: begin it anew, not too often."""
+    if context.carries and (context.hinted_s == NEVER or now >= context.hinted_s + TEST_PAUSE_S):
+        context.hinted_s = now
+        suspect(core, context, now)
+
+
 def may_test(context: Context, now: float) -> bool:
     """Tell whether a hint would start a test: not within 10 s after another, or a search."""
     if not context.watched or context.reap_state is not ReapState.OPERATIONAL:

@@ -333,6 +333,19 @@ def test_after_a_loss_of_state_nothing_is_delivered_wrong_and_a_round_trip_mends
     assert find_messages(pair.wire_control(), R1bis)
 
 
+def test_a_peer_that_was_dead_for_long_is_found_as_soon_as_it_is_back(bare: Pair) -> None:
+    """The search that its death began has slowed down; the first bare packet quickens it."""
+    bare.lose = lambda packet: packet[24:40] == B1_AT_2
+    bare.stream(30.0, interval_s=0.1)
+    assert bare.alpha.context.reap_state is ReapState.EXPLORING
+    bare.restart(bare.beta)
+    bare.lose = lambda packet: False
+    start_s = bare.clock.now
+    times = bare.stream(2.0, interval_s=0.1)
+    assert times and times[0] < start_s + 0.5
+    assert bare.alpha.context.demux == "identifier"
+
+
 def test_the_word_of_a_lost_context_starts_a_test_and_nothing_else(bare: Pair) -> None:
     alpha = bare.alpha
     bare.stream(13.0, both=True, interval_s=0.1)
