@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import dns.rdata
 import dns.rdataclass
@@ -84,6 +85,8 @@ def test_vectors() -> None:
         ),
         ("v=1+s=Alpha.Example.", Capability(site="alpha.example")),
         (ALPHA_TEXT, ALPHA),
+        (ALPHA_TEXT + "+m=nsquare@48", replace(ALPHA, mark_at=48)),
+        (ALPHA_TEXT + "+m=neutral@48", ALPHA),
         ("v=2", None),
         ("v=10+f=a+!!!", None),
     ],
@@ -124,6 +127,12 @@ def test_text_of_our_version_and_of_others(text: str, expected: Capability | Non
         "v=1+p=fe80::/64",
         "v=1+p=ff02::/64",
         "v=1+p=2001:db8:a1::%eth0/48",
+        "v=1+p=2001:db8:a1::/48+m=nsquare@47",
+        "v=1+p=2001:db8:a1::/48+m=nsquare@128",
+        "v=1+p=2001:db8:a1::/48+m=nsquare@",
+        "v=1+p=2001:db8:a1::/48+m=nsquare",
+        "v=1+p=2001:db8:a1::/48+m=nsquare@0048",
+        "v=1+p=2001:db8:a1::/48+m=nsquare@48+m=nsquare@48",
         "v=1" + "+p=2001:db8:a1::/48" * 17,
         "v=1" + "+x=" * 64,
         "v=1+x=" + "y" * 1024,

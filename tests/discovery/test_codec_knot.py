@@ -8,9 +8,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 
+from m6proxy.cli.main import m6proxy
 from m6proxy.daemon.resolver import Resolver
 from m6proxy.discovery.capability import Capability, PrefixLocator
 from m6proxy.discovery.codec import svcb_zone_line
@@ -30,6 +33,10 @@ FULL = Capability(
         for n in range(16)
     ),
 )
+MARKED = replace(ALPHA, mark_at=52)
+_PLAN = ["plan", "nsquare", "--site", "alpha.example", "--mark-at", "52", "--ttl", "60"]
+_PLAN += [f"--prefix={locator.prefix}" for locator in ALPHA.prefixes]
+_PLAN += ["--host=marked.alpha.example=2001:db8:a1:1::50"]
 ZONE = f"""$ORIGIN alpha.example.
 @ 60 IN SOA ns hostmaster 1 3600 900 604800 60
 @ 60 IN NS ns
@@ -42,6 +49,7 @@ full 60 IN AAAA 2001:db8:a1:1::30
 {svcb_zone_line("full.alpha.example", FULL, 60)}
 alias 60 IN AAAA 2001:db8:a1:1::40
 _m6proxy.alias 60 IN SVCB 0 _m6proxy.a1
+{CliRunner().invoke(m6proxy, _PLAN, catch_exceptions=False).output}
 """
 
 
@@ -72,7 +80,8 @@ def knot_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    ("host", "expected"), [("a1", ALPHA), ("a2", ALPHA), ("full", FULL), ("alias", ALPHA)]
+    ("host", "expected"),
+    [("a1", ALPHA), ("a2", ALPHA), ("full", FULL), ("alias", ALPHA), ("marked", MARKED)],
 )
 def test_knot_serves_what_we_print(knot_port: int, host: str, expected: Capability) -> None:
     async def ask() -> Capability | None:

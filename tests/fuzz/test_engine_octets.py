@@ -18,7 +18,7 @@ from m6proxy.wire.checksum import checksum, icmpv6_checksum
 from m6proxy.wire.ipv6 import NEXT_SHIM, build_packet
 from m6proxy.wire.message import encode_message
 from tests.harness.packets import is_control
-from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, Pair
+from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, Pair, nsquare
 from tests.shim.moved import established, moved
 from tests.wire.strategies import messages
 
@@ -52,19 +52,23 @@ def world(name: str) -> tuple[Pair, tuple[bytes, ...]]:
     else:
         labels = (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR)
         options = (DemuxMode.DSTOPT, DemuxMode.EXTHDR)
+        bare = (DemuxMode.IDENTIFIER, DemuxMode.EXTHDR)
         worlds: dict[str, Callable[[], Pair]] = {
             "established": established,
             "moved": moved,
             "labelled": lambda: moved(demux=labels),
             "optioned": lambda: moved(demux=options),
             "parked": both_away,
+            "bare": lambda: moved(demux=bare, locator_map=nsquare),
         }
         pair = worlds[name]()
         pair.stream(2.0)
     return pair, tuple(dict.fromkeys(packet for _, packet in pair.wire))
 
 
-WORLDS = st.sampled_from(["new", "half", "established", "moved", "labelled", "optioned", "parked"])
+WORLDS = st.sampled_from(
+    ["new", "half", "established", "moved", "labelled", "optioned", "parked", "bare"]
+)
 
 
 def check(pair: Pair, packet: bytes) -> None:
