@@ -122,7 +122,7 @@ def refresh_path(core: Core, context: Context) -> None:
     if core.slots is not None:
         flows.install(core, context)
     elif context.fii == 0:
-        core.effects.append(InstallFlow(context.pair, context.locators, context.peer_tag))
+        core.effects.append(InstallFlow(context.pair, wire, context.peer_tag))
 
 
 def _wire_label(core: Core, context: Context, wire: LocatorPair) -> int:

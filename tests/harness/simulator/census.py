@@ -62,6 +62,7 @@ class Event(StrEnum):
     # how they live
     PAYLOAD_HEADER = "a packet with a payload header"
     TAG_OPTION = "a packet with its tag in an option"
+    NO_TAG = "a re-homed packet that goes by its addresses alone"
     FLOW_LABEL = "a re-homed packet that goes by its flow label"
     SILENCE = "a failure noticed"
     REHOMED = "a context re-homed"
@@ -140,6 +141,8 @@ def note_data(census: Census, context: Context, rewritten: bytes) -> None:
     """A packet leaves on a context's locators."""
     if rewritten[6] == wire.SHIM:
         census[Event.PAYLOAD_HEADER] += 1
+    elif context.mode is DemuxMode.IDENTIFIER:
+        census[Event.NO_TAG] += 1
     elif wire.flow_label(rewritten):
         census[Event.FLOW_LABEL] += 1
     elif context.mode is DemuxMode.DSTOPT:

@@ -79,7 +79,7 @@ class Ground:
         if locator == ulid:
             return
         told = self._told.get(ulid, ())
-        if not any(data.covers(locator) for data in told) and not self._hashed(ulid, locator):
+        if not any(data.ties(ulid, locator) for data in told) and not self._hashed(ulid, locator):
             raise Broken(Invariant.GROUND, f"unproved: {locator.hex()}")
         if self._policy is ReturnRoutability.NEVER:
             return

@@ -8,10 +8,11 @@ from typing import Final
 
 from m6proxy.discovery.capability import Capability, NameData, PrefixLocator
 from m6proxy.names import Address
+from m6proxy.shim.demux import DemuxMode
 from tests.harness.simulator.census import Census, Event
 from tests.harness.simulator.network import Place
 from tests.harness.simulator.schedule import Answers, SiteShape
-from tests.harness.simulator.topology import host_ulid, prefix_of
+from tests.harness.simulator.topology import MARK_AT, host_ulid, prefix_of
 
 USUAL_S: Final = 0.02
 SLOW_S: Final = (1.0, 12.0)
@@ -71,7 +72,8 @@ class Resolver:
                 prefixes=tuple(
                     PrefixLocator(prefix_of(site, uplink), uplink)
                     for uplink in range(self._sites[site].uplinks)
-                )
+                ),
+                mark_at=MARK_AT if self._sites[site].demux is DemuxMode.IDENTIFIER else None,
             )
         if answers is Answers.FOREIGN and capability is None:
             capability = Capability()

@@ -71,7 +71,8 @@ class SiteShape:
     demux: DemuxMode
     """What it asks for. Flow labels only where nobody loses his state: who does takes labelled
     packets for plain ones, and delivers them with locators for addresses
-    (docs/decisions/0014-demultiplexing.md)."""
+    (docs/decisions/0014-demultiplexing.md). A site that asks for IDENTIFIER has n-square
+    addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +245,15 @@ class _Author:
             configured=draw.random() < 0.15,
             routability=draw.choice(tuple(ReturnRoutability)),
             forks_udp=draw.random() < 0.25,
-            hashed=not many and draw.random() < 0.1,
+            hashed=(hashed := not many and draw.random() < 0.1),
             long_names=many,
             demux=draw.choice(
-                (DemuxMode.FLOWLABEL, DemuxMode.FLOWLABEL, DemuxMode.DSTOPT, DemuxMode.EXTHDR)
-                if self._calm
-                else (DemuxMode.EXTHDR, DemuxMode.EXTHDR, DemuxMode.DSTOPT)
+                (
+                    *((DemuxMode.FLOWLABEL,) * 2 if self._calm else (DemuxMode.EXTHDR,)),
+                    *(() if hashed else (DemuxMode.IDENTIFIER,) * 2),
+                    DemuxMode.DSTOPT,
+                    DemuxMode.EXTHDR,
+                )
             ),
         )
 

@@ -36,7 +36,7 @@ from tests.harness.simulator.invariants import Invariant, require
 from tests.harness.simulator.rates import ANSWERS_MAX, Rates
 from tests.harness.simulator.schedule import SiteShape
 from tests.harness.simulator.state import footprint
-from tests.harness.simulator.topology import hashed_set, prefix_of
+from tests.harness.simulator.topology import hashed_set, locator_map, prefix_of
 
 SHORTEST_SEND_TIMEOUT_S: Final = 3.0
 _UNKNOWN: Final = (Reason.NO_CONTEXT, Reason.RATE_LIMITED)
@@ -328,4 +328,5 @@ def _settings(number: int, shape: SiteShape, capable: tuple[Prefix, ...]) -> Shi
         forks=(fork,) if shape.forks_udp and shape.uplinks > 1 else (),
         max_contexts=1000,
         demux=tuple(dict.fromkeys((shape.demux, DemuxMode.EXTHDR))),
+        locator_map=locator_map(number, shape),
     )

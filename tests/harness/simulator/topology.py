@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from functools import cache
 
+from m6proxy.discovery.addressing import PLAIN, LocatorMap, NsquareMap
 from m6proxy.names import Address, Prefix
 from m6proxy.proof.cga import CgaParameters
+from m6proxy.shim.demux import DemuxMode
 from tests.harness.hba import hba_set
 from tests.harness.simulator.schedule import SiteShape
 
 PREFIX_OCTETS = 6
+MARK_AT = 48
+"""Where n-square addresses have their mark."""
 
 
 @cache
@@ -27,6 +31,13 @@ def host_ulid(site: int, shape: SiteShape, host: int) -> Address:
     if shape.hashed:
         return hashed_set(site, shape.uplinks, host)[0][0]
     return _usual_ulid(site, host)
+
+
+def locator_map(site: int, shape: SiteShape) -> LocatorMap:
+    """How the locators of a site's hosts follow from their ULIDs."""
+    if shape.demux is not DemuxMode.IDENTIFIER:
+        return PLAIN
+    return NsquareMap((prefix_of(site, uplink) for uplink in range(shape.uplinks)), MARK_AT)
 
 
 def router_of(site: int, uplink: int) -> Address:
