@@ -69,6 +69,8 @@ _ESTABLISHED: Final = State.ESTABLISHED
 _DNS_PORT: Final = (53).to_bytes(2)
 _PLAIN_PLACE: Final = Walk(6, HEADER_OCTETS, NEXT_SHIM)
 _ASK_AGAIN_S: Final = 30.0
+EXPIRED_AT_ONCE: Final = 64
+"""Contexts whose timers are seen to in one call, some milliseconds of work."""
 
 
 class Engine:
@@ -179,14 +181,17 @@ class Engine:
         return due_s
 
     def handle_timer(self, now: float) -> None:
-        """Expire everything that is due, each context once."""
+        """Expire what is due, each context once, but not more than packets can wait for.
+
+        When there is more, ``next_deadline`` is past already.
+        """
         core = self._core
         detect.expire(core, now)
         self._sweep.expire(core, now)
         if core.away_until_s and now >= core.away_until_s:
             park.end(core, now)
-        due = []
-        while (context := core.timers.pop_due(now)) is not None:
+        due: list[Context] = []
+        while len(due) < EXPIRED_AT_ONCE and (context := core.timers.pop_due(now)) is not None:
             due.append(context)
         for context in due:
             if context.flow is not None:

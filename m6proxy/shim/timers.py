@@ -55,7 +55,9 @@ PARK_SENT_MAX: Final = 4
 MIN_IDLE_S: Final = 300.0
 """RFC 5533 §9: a context is not torn down before it was quiet for 5 minutes."""
 
+_PER_S: Final = 4
 _STALE_MIN: Final = 64
+_QUARTERS_AT_ONCE: Final = 8
 
 NEVER: Final = 0.0
 """The value of a deadline that is not set; ``now`` is always greater."""
@@ -67,13 +69,20 @@ def backoff_s(first_s: float, retries: int, limit_s: float = float("inf")) -> fl
 
 
 class TimerHeap:
-    """Deadlines of contexts, earliest first. ``on_earlier`` hears when the first one moves up."""
+    """Deadlines of contexts, earliest first. ``on_earlier`` hears when the first one moves up.
+
+    Each quarter of a second has a heap of its own, so that dead entries can be thrown away a
+    piece at a time, and packets never wait until that is done for 100,000 contexts.
+    """
 
     def __init__(self, on_earlier: Callable[[], None]) -> None:
         self._on_earlier = on_earlier
-        self._heap: list[tuple[float, int, Context]] = []
+        self._heaps: dict[int, list[tuple[float, int, Context]]] = {}
+        """By quarter of a second; those longest not looked through come first."""
+        self._quarters: list[int] = []
+        """A heap of their keys."""
         self._live = 0
-        self._compact_at = _STALE_MIN
+        self._entries = 0
 
     def __len__(self) -> int:
         """How many entries are live."""
@@ -89,41 +98,63 @@ class TimerHeap:
             self.cancel(context)
         context.armed_s = deadline_s
         self._live += 1
-        heapq.heappush(self._heap, (deadline_s, context.local_tag, context))
-        if self._heap[0][2] is context:
+        self._entries += 1
+        quarter = int(deadline_s * _PER_S)
+        heap = self._heaps.get(quarter)
+        if heap is None:
+            heap = self._heaps[quarter] = []
+            heapq.heappush(self._quarters, quarter)
+        heapq.heappush(heap, (deadline_s, context.local_tag, context))
+        if self._quarters[0] == quarter and heap[0][2] is context:
             self._on_earlier()
 
     def cancel(self, context: Context) -> None:
-        """Forget the context; its entry dies when it comes up, or with half of the heap."""
+        """Forget the context; its entry dies when it comes up, or once most entries are dead."""
         if context.armed_s == NEVER:
             return
         context.armed_s = NEVER
         self._live -= 1
-        if len(self._heap) > self._compact_at:
-            self._compact()
+        if self._entries > 2 * self._live + _STALE_MIN:
+            self._throw_away()
 
     def next_deadline(self) -> float | None:
         """Return when the next context must wake, or None."""
-        heap = self._heap
-        while heap and heap[0][2].armed_s != heap[0][0]:
-            heapq.heappop(heap)
-        return heap[0][0] if heap else None
+        heaps, quarters = self._heaps, self._quarters
+        while quarters:
+            heap = heaps[quarters[0]]
+            while heap:
+                deadline_s, _, context = heap[0]
+                if context.armed_s == deadline_s:
+                    return deadline_s
+                heapq.heappop(heap)
+                self._entries -= 1
+            del heaps[heapq.heappop(quarters)]
+        return None
 
     def pop_due(self, now: float) -> Context | None:
         """Take the next context whose deadline has come; it must be armed anew."""
         deadline_s = self.next_deadline()
         if deadline_s is None or deadline_s > now:
             return None
-        context = heapq.heappop(self._heap)[2]
+        context = heapq.heappop(self._heaps[self._quarters[0]])[2]
         context.armed_s = NEVER
         self._live -= 1
+        self._entries -= 1
         return context
 
-    def _compact(self) -> None:
-        """Throw dead entries away, once the heap is twice as long as after the last time.
+    def _throw_away(self) -> None:
+        """Throw the dead entries of one quarter away, of those that have some the next.
 
         An entry that is there twice stays twice: the second is dead when the first came up.
         """
-        self._heap = [entry for entry in self._heap if entry[2].armed_s == entry[0]]
-        heapq.heapify(self._heap)
-        self._compact_at = 2 * len(self._heap) + _STALE_MIN
+        for _ in range(_QUARTERS_AT_ONCE):
+            quarter = next(iter(self._heaps))
+            heap = self._heaps.pop(quarter)
+            kept = [entry for entry in heap if entry[2].armed_s == entry[0]]
+            if len(kept) == len(heap):
+                self._heaps[quarter] = heap
+                continue
+            heapq.heapify(kept)
+            self._heaps[quarter] = kept
+            self._entries -= len(heap) - len(kept)
+            return

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from m6proxy.names import Address
 from m6proxy.shim.context import Context
+from m6proxy.shim.engine import EXPIRED_AT_ONCE
 from m6proxy.shim.pace import CATCH_UP_S
 from m6proxy.shim.policy import EstablishPolicy
 from m6proxy.shim.sweep import AT_ONCE, TICK_S
@@ -214,5 +215,17 @@ def test_contexts_that_end_meanwhile_are_passed_over() -> None:
     pair.alpha.engine.close_all(pair.clock.now)
     pair.settle(pair.alpha)
     pair.run(5.0)
-    assert not contexts(pair.alpha)
+    assert not any(context.carries for context in contexts(pair.alpha))
     assert len(searches(pair.alpha)) <= 2
+
+
+def test_one_call_expires_only_some_of_many() -> None:
+    """Everything that was due came in one call: 250 ms in which no packet passed."""
+    pair = crowd(EXPIRED_AT_ONCE + 30)
+    engine, now = pair.alpha.engine, pair.clock.now + 400.0
+    engine.handle_timer(now)
+    assert sum(context.carries for context in contexts(pair.alpha)) == 30
+    due_s = engine.next_deadline()
+    assert due_s is not None and due_s <= now
+    engine.handle_timer(now)
+    assert not any(context.carries for context in contexts(pair.alpha))
