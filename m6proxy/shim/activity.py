@@ -15,18 +15,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from m6proxy.shim import reap
+from m6proxy.shim import flows, reap
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
-from m6proxy.shim.slots import Activity
+from m6proxy.shim.held import HeldSegments
+from m6proxy.shim.slots import Activity, KernelFlow
 from m6proxy.shim.timers import NEVER
 from m6proxy.shim.transitions import ReapState
+from m6proxy.wire.ipv6 import NEXT_TCP
 
 QUIET_S: Final = 1.0
 """After so long without a packet the kernel reports the next one, and nobody looks until then."""
 _SEARCH_LOOK_S: Final = 0.1
 _LOOK_MIN_S: Final = 0.05
 _LOOKS_PER_TIMEOUT: Final = 4
+_DOUBT: Final = 0.6
+"""After this part of the Send Timeout; the last Keepalive is due after 0.45 of it."""
 
 
 def look(core: Core, context: Context, now: float) -> None:
@@ -49,7 +53,32 @@ def take(core: Core, context: Context, activity: Activity, now: float) -> None:
     flow.look_due_s = NEVER
     if now < last_s + QUIET_S or context.reap_state is not ReapState.OPERATIONAL:
         flow.look_due_s = now + _interval_s(context)
+    _doubt(core, context, flow, now)
     core.rearm(context)
+
+
+def hold(context: Context, packet: bytes, now: float) -> None:
+    """Keep a segment that the host sends while nothing answers (decision 9)."""
+    if context.flow is not None and context.flow.doubted and packet[6] == NEXT_TCP:
+        if context.held is None:
+            context.held = HeldSegments()
+        context.held.put(packet, now)
+        context.held.until_s = now + context.send_timeout_s
+
+
+def _doubt(core: Core, context: Context, flow: KernelFlow, now: float) -> None:
+    """See when an answer is overdue: no Keepalive of a peer in order comes as late as that."""
+    doubt_s = context.send_due_s - (1 - _DOUBT) * context.send_timeout_s
+    doubted = context.reap_state is not ReapState.OPERATIONAL
+    if context.send_due_s and not doubted:
+        doubted = now >= doubt_s
+        if not doubted:
+            flow.look_due_s = min(flow.look_due_s or doubt_s, doubt_s)
+    if doubted != flow.doubted:
+        flow.doubted = doubted
+        if not doubted:
+            context.held = None
+        flows.install(core, context)
 
 
 def _account(context: Context, seen: Activity, activity: Activity) -> None:

@@ -70,6 +70,8 @@ class KernelEntry:
     """The uplink that the current local locator belongs to."""
     slow: bool
     """Every packet of the pair is for the engine."""
+    watched: bool
+    """What the host sends is: nothing answers it, and TCP's segments have to be kept."""
     tags: tuple[tuple[DemuxMode, int], ...]
     """How the peer's packets may find the context."""
     untagged: tuple[bytes, ...]

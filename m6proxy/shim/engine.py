@@ -110,6 +110,7 @@ class Engine:
                 return self._outbound_miss(packet, now)
         if context.flow is not None:
             activity.look(self._core, context, now)
+            activity.hold(context, packet, now)
         context.packets_out += 1
         context.octets_out += len(packet)
         context.last_traffic_s = now

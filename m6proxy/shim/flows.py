@@ -71,6 +71,7 @@ def _entry(core: Core, context: Context, slot: int) -> KernelEntry:
         slow=bool(context.forks)
         or context.parking is not None
         or context.state is not State.ESTABLISHED,
+        watched=context.flow is not None and context.flow.doubted,
         tags=tuple(tags),
         untagged=core.contexts.untagged(context),
         local_locators=context.local_set.locators,

@@ -38,7 +38,7 @@ ReadActivity: TypeAlias = Callable[[int], Activity]
 class KernelFlow:
     """What only a context has whose packets the kernel moves."""
 
-    __slots__ = ("installed", "look_due_s", "seen", "slot")
+    __slots__ = ("doubted", "installed", "look_due_s", "seen", "slot")
 
     def __init__(self, slot: int, seen: Activity) -> None:
         self.slot = slot
@@ -46,6 +46,8 @@ class KernelFlow:
         """What is accounted for; a slot keeps the numbers of the context that had it before."""
         self.look_due_s = NEVER
         """When to look at the activity even if no timer is due."""
+        self.doubted = False
+        """Whether an answer is overdue, so that the engine wants to see what the host sends."""
         self.installed: InstallFlow | None = None
         """What the data plane was told last."""
 

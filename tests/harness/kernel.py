@@ -75,7 +75,7 @@ class FakeKernel:
     def outbound(self, packet: bytes, now: float) -> bytes | object:
         """What leaves, or SLOW."""
         flow = self.flows.get(packet[8:40])
-        if flow is None or flow.kernel is None or flow.kernel.slow:
+        if flow is None or flow.kernel is None or flow.kernel.slow or flow.kernel.watched:
             return SLOW
         entry = flow.kernel
         sent = packet

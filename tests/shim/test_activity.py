@@ -12,6 +12,7 @@ from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import Effect, InstallFlow, What
 from m6proxy.shim.policy import EstablishPolicy, Selector, Traffic
 from m6proxy.shim.transitions import ReapState
+from tests.harness.packets import tcp
 from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, Pair, Site, longest_gap_s
 from tests.shim.moved import moved
 
@@ -222,3 +223,34 @@ def test_a_pair_that_must_not_have_a_context_is_not_ripe() -> None:
     traffic = Traffic(9, 9999, 900.0, True, True, False)
     pair.alpha.engine.handle_ripe(UlidPair(A1, B1), traffic, pair.clock.now)
     assert not pair.alpha.engine.take_effects()
+
+
+def test_an_unanswered_segment_is_sent_once_more_over_the_new_path() -> None:
+    """Decision 9: what TCP sends again while nothing answers comes through the engine."""
+    pair = pair_of(kernel=True)
+    pair.stream(2.0, both=True)
+    pair.cut_provider("a", 1)
+    segment = tcp(A1, B1, b"again")
+    times = []
+    for wait_s in (0.2, 0.4, 0.8, 1.6, 3.2):
+        pair.host_sends(pair.alpha, segment)
+        times.append(pair.clock.now)
+        pair.run(wait_s)
+    arrived = [when for when, packet in pair.beta.delivered if packet == segment]
+    assert arrived and arrived[0] == pytest.approx(pair.alpha.context.rehomed_s, abs=0.05)
+    flow = pair.alpha.context.flow
+    assert flow is not None
+    pair.stream(1.0, both=True)
+    assert not flow.doubted
+
+
+def test_a_one_way_flow_with_keepalives_is_never_doubted() -> None:
+    pair = pair_of(kernel=True)
+    kernel = pair.alpha.kernel
+    assert kernel is not None
+    pair.stream(1.0)
+    before, rewritten = kernel.moved, pair.alpha.context.packets_out
+    count = len(pair.stream(30.0, interval_s=0.1))
+    assert kernel.moved == before + count
+    pair.alpha.engine.handle_all_activity(pair.clock.now)
+    assert pair.alpha.context.packets_out > rewritten

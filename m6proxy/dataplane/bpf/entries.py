@@ -92,7 +92,7 @@ def _entries(
 
 def _flags(entry: KernelEntry) -> int:
     """What the programs heed, and above it what only a successor of ours reads."""
-    slow = OutFlag.SLOW if entry.slow else 0
+    slow = OutFlag.SLOW if entry.slow or entry.watched else 0
     return slow | entry.wanted << _WANTED_SHIFT | entry.features << _FEATURES_SHIFT
 
 
@@ -138,7 +138,7 @@ class Left:
         found = []
         for pair, out in self._outs.items():
             tags = {mode: (tag, flow) for mode, tag, flow in self._tags.get(pair, ())}
-            if Mode.EXTHDR in tags and not out.flags & OutFlag.SLOW:
+            if Mode.EXTHDR in tags:
                 found.append(_left_context(pair, out, tags))
         return found
 

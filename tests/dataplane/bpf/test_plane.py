@@ -43,6 +43,7 @@ ENTRY = KernelEntry(
     mtu=1500,
     uplink="isp2",
     slow=False,
+    watched=False,
     tags=((DemuxMode.EXTHDR, LOCAL_TAG), (DemuxMode.FLOWLABEL, LABEL)),
     untagged=(),
     local_locators=(A1, A1_ISP2),
@@ -98,6 +99,7 @@ def test_maps_follow_every_change(maps: dict[str, Map]) -> None:
         flow(mode=DemuxMode.DSTOPT, wanted=DemuxMode.DSTOPT),
         flow(mode=DemuxMode.IDENTIFIER, wanted=DemuxMode.IDENTIFIER, untagged=(B1_ISP2 + A1,)),
         flow(slow=True),
+        flow(watched=True),
         flow(mtu=1400, peer_locators=(B1_ISP2, B1, A1_ISP2)),
         flow(plain=True),
     ]
