@@ -21,7 +21,7 @@ def sites(draw: st.DrawFn) -> tuple[NsquareMap, tuple[Prefix, ...]]:
     length = draw(st.integers(20, 64))
     numbers = draw(st.sets(st.integers(0, (1 << 17) - 1), min_size=1, max_size=16))
     prefixes = tuple(
-        Prefix((0x2001 << 112 | n << 128 - length).to_bytes(16), length) for n in numbers
+        Prefix((0x2001 << 112 ^ n << 128 - length).to_bytes(16), length) for n in numbers
     )
     mark_at = draw(st.integers(length, 128 - len(prefixes).bit_length()))
     return NsquareMap(prefixes, mark_at), prefixes

@@ -28,7 +28,12 @@ def test_a_story_that_shows_nothing_is_refused_with_exit_2() -> None:
 def test_a_stopped_demo_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "m6proxy", "demo", "--second-cut-s", "15"]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # a shell that runs the tests in the background has them ignore SIGINT
     lab = Lab(f"m6demo-{child.pid}-with")
     try:
         eventually(

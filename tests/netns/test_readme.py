@@ -70,14 +70,16 @@ def test_lab_commands_run_in_the_order_shown() -> None:
 def test_gateway_commands_run_against_a_daemon(lab: build.Lab) -> None:
     commands = [shlex.split(c)[1:] for c in shown_commands() if c.startswith("m6proxy ")]
     commands = [words for words in commands if words[0] not in ("lab", "demo", "run")]
-    assert {words[0] for words in commands} == {"check", "dns", "explain", "status"}
+    assert {words[0] for words in commands} == {
+        *("check", "dns", "explain", "park", "plan", "status", "unpark"),
+    }
     with running(lab, ALPHA, BETA) as (alpha, _):
         run_in(lab, "a1", "ping", "-c", "3", "-s", "1000", "-i", "0.2", B1)
         assert ALPHA.gateway is not None
         for words in commands:
             meant = {"/etc/m6proxy.yaml": str(alpha.config), "A": A1, "B": B1}
             given = [meant.get(word, word) for word in words]
-            if words[0] in ("status", "explain"):
+            if words[0] in ("status", "explain", "park", "unpark"):
                 given += ["--control", str(alpha.control)]
             argv = [sys.executable, "-m", "m6proxy", *given]
             printed = run_in(lab, ALPHA.gateway, *argv, deadline_s=30)
