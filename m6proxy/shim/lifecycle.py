@@ -87,6 +87,8 @@ def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> No
     context.take_route(pair)
     context.rehomed_s = now
     context.rehomings += 1
+    if context.flow is not None:
+        context.flow.doubted = False
     refresh_path(core, context)
     core.report(What.REHOMED, context.pair, pair)
 
