@@ -107,7 +107,7 @@ class Config:
     """How to find out whether a peer has a shim, in this order."""
     capable: tuple[Prefix, ...] = ()
     """Peers that have one by word of the operator; a name's addresses are /128."""
-    demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR,)
+    demux: tuple[DemuxMode, ...] = (DemuxMode.EXTHDR, DemuxMode.DSTOPT)
     """How re-homed packets may find their context; the first is the one asked of peers."""
     forks: tuple[ForkRule, ...] = ()
     """Which traffic goes by forks of its pair's context."""

@@ -255,7 +255,7 @@ class PolicySection(Section):
         examples=['["2001:db8:b1::/48"]'],
     )
     demux: list[DemuxText] = Field(
-        default_factory=lambda: ["exthdr"],
+        default_factory=lambda: ["exthdr", "dstopt"],
         min_length=1,
         description="a list of `dstopt`, `exthdr`, `flowlabel` and `identifier`",
         examples=["[dstopt, exthdr]"],

@@ -36,6 +36,7 @@ from m6proxy.discovery.names_book import NameBook
 from m6proxy.errors import SetupError
 from m6proxy.names import Address
 from m6proxy.shim.core import ShimSettings
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.locators import Uplink
 from m6proxy.steering.apply import RuleBundles
@@ -100,7 +101,9 @@ class Daemon:
         if self._fast.site is not None:
             self._dataplane = self._bpf = BpfDataPlane(self._dataplane, self._fast.site)
         read_activity = self._bpf.read_activity if self._bpf is not None else None
-        self._engine = Engine(shim_settings(config), SystemEntropy(), read_activity)
+        self._engine = Engine(
+            shim_settings(config, in_kernel=self._bpf is not None), SystemEntropy(), read_activity
+        )
         book = NameBook(_grouped(config.peers))
         self._resolver = Resolver(
             config.dns.servers,
@@ -194,8 +197,15 @@ class Daemon:
         self._loop.uplink_changed(name, up, why, mtu)
 
 
-def shim_settings(config: Config) -> ShimSettings:
-    """What the engine has to know of the configuration."""
+def shim_settings(config: Config, *, in_kernel: bool = False) -> ShimSettings:
+    """What the engine has to know of the configuration.
+
+    ``in_kernel``: programs move the packets, and segmentation takes options along; so peers are
+    asked for them unless the operator has an opinion (decision 21).
+    """
+    demux = config.demux
+    if in_kernel and demux == (DemuxMode.EXTHDR, DemuxMode.DSTOPT):
+        demux = (DemuxMode.DSTOPT, DemuxMode.EXTHDR)
     return ShimSettings(
         uplinks=tuple(
             Uplink(
@@ -211,7 +221,7 @@ def shim_settings(config: Config) -> ShimSettings:
         probe_unknown=config.unknown_peers == "probe",
         detection=config.detection,
         capable=config.capable,
-        demux=config.demux,
+        demux=demux,
         locator_map=config.locator_map,
         forks=config.forks,
         hold_first_packet_s=config.hold_first_packet_s,

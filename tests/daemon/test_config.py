@@ -74,7 +74,7 @@ def test_demux_modes_in_order_of_preference() -> None:
     text = changed("send_timeout_s", "demux: [flowlabel, exthdr], send_timeout_s")
     config = parse_config(text, "")
     assert config.demux == (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR)
-    assert parse_config(CONTRACT, "").demux == (DemuxMode.EXTHDR,)
+    assert parse_config(CONTRACT, "").demux == (DemuxMode.EXTHDR, DemuxMode.DSTOPT)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from m6proxy.daemon.config import parse_config
 from m6proxy.daemon.main import own_address, shim_settings
 from m6proxy.names import address
 from m6proxy.shim.core import ShimSettings
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.policy import DETECTION, FailbackMode
 from m6proxy.shim.routability import ReturnRoutability
 from tests.daemon.test_config import CONTRACT
@@ -82,3 +84,11 @@ def test_the_engine_is_told_when_to_test_a_locator() -> None:
         key = f"send_timeout_s: 3, return_routability: {policy.value}"
         settings = shim_settings(parse_config(CONTRACT.replace("send_timeout_s: 3", key), "f"))
         assert settings.return_routability is policy
+
+
+def test_peers_are_asked_for_options_where_the_kernel_moves_packets() -> None:
+    config = parse_config(CONTRACT, "")
+    assert shim_settings(config).demux == (DemuxMode.EXTHDR, DemuxMode.DSTOPT)
+    assert shim_settings(config, in_kernel=True).demux == (DemuxMode.DSTOPT, DemuxMode.EXTHDR)
+    written = replace(config, demux=(DemuxMode.EXTHDR,))
+    assert shim_settings(written, in_kernel=True).demux == (DemuxMode.EXTHDR,)
