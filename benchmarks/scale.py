@@ -20,6 +20,7 @@ from benchmarks.harness.rounds import (
     Goal,
     Outcome,
     Series,
+    calibration_ms,
     machine,
     options,
     progress,
@@ -67,6 +68,8 @@ class Failure:
     """The most that a timer of a context was late."""
     last_s: float
     """When the last context had moved, virtual seconds after the event."""
+    loop_ms: float
+    """The fixed loop, after it."""
 
 
 def fail(world: LoadedWorld, name: str) -> Failure:
@@ -93,6 +96,7 @@ def fail(world: LoadedWorld, name: str) -> Failure:
         max(world.measured.calls_ns) / 1e6,
         max(world.late_s) * 1e3,
         max(context.rehomed_s or 0.0 for context in contexts) - began_s,
+        calibration_ms(),
     )
 
 
@@ -122,13 +126,13 @@ def timer_us(world: LoadedWorld) -> float:
     """CPU time of one timer: keepalives and what else ``control_us`` left behind."""
     measured, engine, end_s = world.measured, world.measured.engine, world.now + SETTLE_S
     measured.calls_ns.clear()
-    measured.timers.woken_s.clear()
+    measured.timers.woken = 0
     while (due_s := measured.call(engine.next_deadline)) is not None and due_s <= end_s:
         world.now = max(world.now, due_s)
         measured.call(lambda: engine.handle_timer(world.now))
         engine.take_effects()
     world.now = end_s
-    return sum(measured.calls_ns) / 1e3 / len(measured.timers.woken_s)
+    return sum(measured.calls_ns) / 1e3 / measured.timers.woken
 
 
 def main() -> int:
@@ -185,10 +189,11 @@ def _told(
     late = Series("failed uplink, latest timer", "ms", tuple(f.late_ms for f in failures))
     longest = Series("failed uplink, longest call", "ms", tuple(f.longest_ms for f in failures))
     last = Series("failed uplink, last one moved", "virtual s", tuple(f.last_s for f in failures))
+    loop = Series("calibration: a fixed loop", "ms", tuple(f.loop_ms for f in failures))
     rate = ShimSettings(uplinks=()).probes_per_s
     outcome = Outcome(
         f"Scale; an uplink fails under {many} contexts; {rate:,.0f} probes a second",
-        series=[*series["control message"], *series["timer"], cpu, late, longest, last],
+        series=[*series["control message"], *series["timer"], cpu, late, longest, last, loop],
         goals=[
             Goal(cpu, GOAL_CPU_S, at_least=False),
             Goal(late, GOAL_LATE_MS, at_least=False),

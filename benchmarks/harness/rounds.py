@@ -13,6 +13,7 @@ import os
 import signal
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,17 @@ class Series:
             "runs": len(self.values),
             "values": list(self.values),
         }
+
+
+def calibration_ms() -> float:
+    """CPU time of a fixed loop in Python, to tell a slow machine from slow code."""
+    found = []
+    for _ in range(9):
+        start_ns, value = time.thread_time_ns(), 0
+        for step in range(100_000):
+            value = (value * 31 + step) & 0xFFFFFFFF
+        found.append((time.thread_time_ns() - start_ns) / 1e6)
+    return statistics.median(found)
 
 
 def ratio(name: str, above: Series, below: Series) -> Series:

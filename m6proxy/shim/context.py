@@ -22,6 +22,7 @@ from m6proxy.wire.message import Close, UpdateRequest
 if TYPE_CHECKING:
     from m6proxy.shim.failback import Failback
 
+_NO_DEADLINE: Final = float("inf")
 NO_LOCATORS: Final[frozenset[Address]] = frozenset()
 """Shared: an empty set of one's own would be 216 octets in each context."""
 
@@ -344,30 +345,35 @@ class Context:
         """The earliest of all deadlines, or NEVER."""
         if self.parking is not None:
             return self._parked_deadline_s(self.parking)
-        due = [self.last_traffic_s + idle_s] if self.state in CARRIES else []
-        if self.send_due_s:
-            due.append(self.send_due_s)
-        if self.keepalive_due_s:
-            due.append(min(self.keepalive_due_s, self.keepalive_next_s or self.keepalive_due_s))
-        if self.holddown_due_s:
-            due.append(self.holddown_due_s)
-        if self.handshake is not None and self.handshake.timeout_due_s:
-            due.append(self.handshake.timeout_due_s)
+        first = self.last_traffic_s + idle_s if self.state in CARRIES else _NO_DEADLINE
+        due = self.send_due_s
+        if due and due < first:
+            first = due
+        due = self.keepalive_due_s
+        if due:
+            first = min(first, due, self.keepalive_next_s or due)
+        exploration = self.exploration
+        if exploration is not None:
+            due = exploration.due_s or exploration.ended_s + RELEASE_EXPLORATION_S
+            if due < first:
+                first = due
         if self.update is not None and self.update.timeout_due_s:
-            due.append(self.update.timeout_due_s)
-        if self.held_ack is not None:
-            due.append(self.held_ack.due_s)
-        if self.failback is not None:
-            due.append(self.failback.due_s)
-        if self.flow is not None and self.flow.look_due_s:
-            due.append(self.flow.look_due_s)
-        if self.closing is not None:
-            due.append(self.closing.timeout_due_s)
+            first = min(first, self.update.timeout_due_s)
         if self.held is not None and self.forgets_held:
-            due.append(self.held.until_s)
-        if self.exploration is not None:
-            due.append(self.exploration.due_s or self.exploration.ended_s + RELEASE_EXPLORATION_S)
-        return min(due) if due else NEVER
+            first = min(first, self.held.until_s)
+        if self.failback is not None:
+            first = min(first, self.failback.due_s)
+        if self.held_ack is not None:
+            first = min(first, self.held_ack.due_s)
+        if self.flow is not None and self.flow.look_due_s:
+            first = min(first, self.flow.look_due_s)
+        if self.handshake is not None and self.handshake.timeout_due_s:
+            first = min(first, self.handshake.timeout_due_s)
+        if self.closing is not None:
+            first = min(first, self.closing.timeout_due_s)
+        if self.holddown_due_s:
+            first = min(first, self.holddown_due_s)
+        return first if first != _NO_DEADLINE else NEVER
 
     def _parked_deadline_s(self, parking: Parking) -> float:
         due = (

@@ -134,7 +134,7 @@ def belongs(context: Context, route: LocatorPair) -> bool:
 
 def _check_addresses(route: LocatorPair) -> None:
     local, peer = route
-    if local[0] == 0xFF or peer[0] == 0xFF or UNSPECIFIED in route:
+    if local[0] == 0xFF or peer[0] == 0xFF or local == UNSPECIFIED or peer == UNSPECIFIED:
         raise PeerViolation(Reason.BAD_ADDRESS, "a multicast or unspecified address")
 
 
@@ -183,17 +183,19 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
         raise PeerViolation(Reason.ILLEGAL_IN_STATE, f"in {context.state.value}")
     if route.local + route.peer != context.outbound_key:
         lifecycle.expect_rehomed(core, context, route)
-    activity.look(core, context, now)
-    asked = park.asks(context, message) if isinstance(message, UpdateRequest) else None
-    if isinstance(message, UpdateRequest) and asked is not None:
+    if context.flow is not None:
+        activity.look(core, context, now)
+    asked = park.asks(context, message) if type(message) is UpdateRequest else None
+    if type(message) is UpdateRequest and asked is not None:
         establish.answer_early(core, context, now)
         park.handle_request(core, context, message, asked, route, now)
         return
     if context.parking is not None and not park.handle_message(core, context, message, now):
         raise PeerViolation(Reason.PARKED, "a test while one end is away")
+    if type(message) is Keepalive:
+        reap.handle_keepalive(core, context, now)  # what it starts is armed there
+        return
     match message:
-        case Keepalive():
-            reap.handle_keepalive(core, context, now)
         case Probe():
             reap.handle_probe(core, context, message, route, now)
         case UpdateRequest() | UpdateAck():

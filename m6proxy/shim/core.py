@@ -89,6 +89,8 @@ class ShimSettings:
 
     def asks_for(self, mode: DemuxMode) -> bool:
         """Whether peers are asked to send in this mode."""
+        if self.demux[0] is DemuxMode.EXTHDR:
+            return False
         return mode in self.demux[: self.demux.index(DemuxMode.EXTHDR)]
 
 

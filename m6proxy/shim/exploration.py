@@ -93,8 +93,8 @@ class Exploration:
         """The pair to probe now, round and round; None when there is none to try."""
         if not self._pairs:
             return None
-        pair, *rest = self._pairs
-        self._pairs = (*rest, pair)
+        pair = self._pairs[0]
+        self._pairs = (*self._pairs[1:], pair)
         return pair
 
     def prefer(self, pair: LocatorPair) -> None:
@@ -102,7 +102,8 @@ class Exploration:
 
         The others keep their turn, however often this happens: none is starved.
         """
-        self._pairs = (pair, *(other for other in self._pairs if other != pair))
+        if not self._pairs or self._pairs[0] != pair:
+            self._pairs = (pair, *[other for other in self._pairs if other != pair])
 
     def note_sent(self, record: ProbeRecord) -> None:
         """Remember a probe of ours; tuples, for 100,000 searches at once hold few probes each."""
@@ -128,7 +129,7 @@ class Exploration:
 
         A report counts only when addresses and nonce are those of a probe that we sent.
         """
-        if not reports:
+        if not reports or not self.sent:
             return ()
         mine = {record[:3] for record in self.sent}
         known = [report for report in reports if report[:3] in mine]
@@ -187,9 +188,13 @@ def best(
     pairs: Iterable[LocatorPair], local: LocalSet, peer: Iterable[PeerLocator]
 ) -> LocatorPair | None:
     """Of the pairs that work, the one that both ends like best; None when there is none."""
+    works = frozenset(pairs)
+    if len(works) == 1:
+        (only,) = works
+        known = any(one.address == only.peer and not one.stands_in for one in peer)
+        return only if known and only.local in local.locators else None
     mine = dict(zip(local.locators, local.ranks, strict=True))
     theirs = {locator.address: rank for rank, locator in _ranked(peer)}
-    works = frozenset(pairs)
     usable = [LocatorPair(ours, one) for one in theirs for ours in mine if (ours, one) in works]
     return min(
         usable,

@@ -107,10 +107,12 @@ def refresh_path(core: Core, context: Context) -> None:
     uplink = context.local_set.uplink_of(context.route[:16])
     context.mtu = uplink.mtu if uplink else 0xFFFF
     context.told_too_big_s = NEVER
-    wire = wire_pair(core, context, context.locators)
-    stand_in = context.peer_locator(wire.peer)
-    if wire != context.locators and not (stand_in and stand_in.tested):
-        wire = context.locators
+    pair = context.locators
+    wire = wire_pair(core, context, pair)
+    if wire != pair:
+        stand_in = context.peer_locator(wire.peer)
+        if not (stand_in and stand_in.tested):
+            wire = pair
     context.wire_addresses = wire.local + wire.peer
     context.wire_label = 0 if on_ulids else _wire_label(core, context, wire)
     if context.mode is DemuxMode.DSTOPT:
@@ -120,7 +122,7 @@ def refresh_path(core: Core, context: Context) -> None:
         context.wire_kind = forward.SHIM
     core.contexts.bind_sent(context, context.wire_addresses)
     if not on_ulids:
-        expect_rehomed(core, context, context.locators)
+        expect_rehomed(core, context, pair)
     if core.slots is not None:
         flows.install(core, context)
     elif context.fii == 0:
@@ -148,10 +150,10 @@ def _wire_label(core: Core, context: Context, wire: LocatorPair) -> int:
 def wire_pair(core: Core, context: Context, pair: LocatorPair) -> LocatorPair:
     """The addresses of probes and packets over a pair: to the peer's ULID, from another place
     than ours, they go to what stands in for it, where both ends do without tags."""
+    if context.peer_mode is not DemuxMode.IDENTIFIER:
+        return pair
     ulids = context.pair
     if pair.peer != ulids.peer or pair.local == ulids.local:
-        return pair
-    if context.peer_mode is not DemuxMode.IDENTIFIER:
         return pair
     if core.settings.demux[0] is not DemuxMode.IDENTIFIER:
         return pair

@@ -78,10 +78,9 @@ class LocalSet:
 
     def uplink_of(self, locator: Address) -> Uplink | None:
         """The uplink that a locator of this set belongs to."""
-        for octets, uplink in zip(self.locators, self.uplinks, strict=True):
-            if octets == locator:
-                return uplink
-        return None
+        if locator not in self.locators:
+            return None
+        return self.uplinks[self.locators.index(locator)]
 
     def options(
         self, places: Sequence[int] | None = None

@@ -38,6 +38,8 @@ from m6proxy.wire.message import Keepalive, Probe, ProbeRecord, ProbeState
 
 TEST_PAUSE_S: Final = 10.0
 """Between two tests of one context, and after a search has ended."""
+_PROBE_STATES: Final = tuple(map(ProbeState, ReapState))
+"""What our probes say, by our state."""
 _EVENT_OF_PROBE = {
     ProbeState.EXPLORING: ReapEvent.PROBE_EXPLORING_IN,
     ProbeState.INBOUND_OK: ReapEvent.PROBE_INBOUND_OK_IN,
@@ -261,9 +263,10 @@ def expire(core: Core, context: Context, now: float) -> None:
     if context.send_due_s and now >= context.send_due_s and _may_begin(core, context, now):
         context.send_due_s = NEVER
         handle(core, context, ReapEvent.SEND_TIMER, now)
-    if context.forgets_held and context.held is not None and now >= context.held.until_s:
+    if context.held is not None and context.forgets_held and now >= context.held.until_s:
         context.held = None
-    failback.expire(core, context, now)
+    if context.failback is not None:
+        failback.expire(core, context, now)
     exploration = context.exploration
     if exploration is None:
         return
@@ -478,12 +481,12 @@ def _send_probe(core: Core, context: Context, now: float) -> None:
         _ask_again(core, context, now)
     if pair is None:
         return
-    record = ProbeRecord(pair.local, pair.peer, core.entropy.nonce(), 0)
-    earlier = exploration.unreported()
+    record = ProbeRecord._make((pair.local, pair.peer, core.entropy.nonce(), 0))
+    earlier = exploration.unreported() if exploration.sent else ()
     exploration.note_sent(record)
     probe = Probe(
         context.peer_tag,
-        ProbeState(context.reap_state.value),
+        _PROBE_STATES[context.reap_state],
         (record, *earlier),
         exploration.received,
     )

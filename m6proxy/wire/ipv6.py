@@ -59,6 +59,9 @@ class Walk(NamedTuple):
     """The value at ``link``."""
 
 
+_PLAIN_PLACE = Walk(_NEXT_HEADER_AT, HEADER_OCTETS, NEXT_SHIM)
+
+
 def build_packet(
     src: Address,
     dst: Address,
@@ -127,6 +130,8 @@ def find_shim(packet: bytes, *, whole: bool = True) -> Walk | None:
     _check_fixed_header(packet, whole)
     link, offset = _NEXT_HEADER_AT, HEADER_OCTETS
     next_header = packet[link]
+    if next_header == NEXT_SHIM and len(packet) >= HEADER_OCTETS + _SHIM_MIN_OCTETS:
+        return _PLAIN_PLACE
     if next_header not in _BEFORE_SHIM and next_header != NEXT_SHIM:
         return None
     for _ in range(MAX_HEADERS + 1):

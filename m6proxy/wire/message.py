@@ -80,6 +80,7 @@ _TYPE_AT = 2
 _CHECKSUM_AT = 4
 
 # From the start of the shim header. A tag is 16 bits (its highest one is R, masked) and 32.
+_HEAD = struct.Struct("!HHH")
 _TAG_NONCE = struct.Struct("!6xHII")
 _R1_FIXED = struct.Struct("!8xII")
 _I2_FIXED = struct.Struct("!6xHIII4x")
@@ -160,6 +161,8 @@ def encode_message(message: Message) -> bytes:
                 tag >> 32, tag & _MAX_U32, len(received) << 4 | len(sent), state << 6
             )
             body = b"".join((fixed, *[_RECORD.pack(*record) for record in sent + received]))
+        case Keepalive(tag, options):
+            number, body = MessageType.KEEPALIVE, _tag_nonce(tag, 0)
         case I1(tag, nonce, options):
             number, body = MessageType.I1, _tag_nonce(tag, nonce)
         case R2(tag, nonce, options):
@@ -178,8 +181,6 @@ def encode_message(message: Message) -> bytes:
             number, body = MessageType.CLOSE, _two_tags(tag, nonce, sender_tag)
         case CloseAck(tag, nonce, sender_tag, options):
             number, body = MessageType.CLOSE_ACK, _two_tags(tag, nonce, sender_tag)
-        case Keepalive(tag, options):
-            number, body = MessageType.KEEPALIVE, _tag_nonce(tag, 0)
         case R1(initiator_nonce, responder_nonce, options):
             number, body = MessageType.R1, _R1_FIXED.pack(initiator_nonce, responder_nonce)
         case I2(tag, initiator_nonce, responder_nonce, options):
@@ -205,13 +206,17 @@ def encode_message(message: Message) -> bytes:
 
 
 def _seal(number: int, specific: int, body: bytes) -> bytes:
-    """Fill in the first 6 octets of a message, which are zero in ``body``."""
+    """Fill in the first 6 octets of a message, which are zero in ``body``.
+
+    The checksum is that of ``checksum``: the words of the head are added to those of the body,
+    which are the two numbers themselves modulo 65,535.
+    """
     octets = len(body)
     if octets > MAX_MESSAGE_OCTETS:
         raise ValueError(f"a message of {octets} octets; at most {MAX_MESSAGE_OCTETS} go out")
-    head = bytes((NEXT_NONE, octets // 8 - 1, number, specific << 1))
-    rest = body[6:]
-    return b"".join((head, checksum(b"".join((head, b"\0\0", rest))).to_bytes(2), rest))
+    first, second = NEXT_NONE << 8 | octets // 8 - 1, number << 8 | specific << 1
+    summed = -(int.from_bytes(body) + first + second) % 0xFFFF
+    return _HEAD.pack(first, second, summed) + body[6:]
 
 
 def _tag_nonce(tag: Tag, nonce: int) -> bytes:

@@ -233,7 +233,8 @@ class Keepalive:
     options: tuple[Option, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_fields(self.receiver_tag)
+        if not 0 <= self.receiver_tag <= TAG_MASK:
+            raise ValueError(f"tag {self.receiver_tag} does not fit 47 bits")
 
 
 class _RecordFields(NamedTuple):

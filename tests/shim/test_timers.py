@@ -5,9 +5,13 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m6proxy.shim.context import Context
+from m6proxy.shim.context import Context, HeldAck, PendingUpdate
+from m6proxy.shim.exploration import Exploration
+from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.locators import LocalSet
-from m6proxy.shim.timers import NEVER, TimerHeap, backoff_s
+from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S, TimerHeap, backoff_s
+from m6proxy.shim.transitions import State
+from m6proxy.wire.message import UpdateRequest
 from tests.harness.pair import A1, B1, uplinks
 
 LOCAL = LocalSet(A1, uplinks("a"), 1)
@@ -121,6 +125,38 @@ def test_an_entry_that_is_there_twice_counts_once() -> None:
     assert [heap.pop_due(60.0) for _ in range(10)].count(None) == 0
     assert heap.pop_due(60.0) is None
     assert len(heap) == 0
+
+
+TIMES = st.sampled_from([NEVER, 10.0, 20.0, 30.0, 40.0])
+
+
+@given(st.lists(TIMES, min_size=9, max_size=9), st.booleans())
+def test_a_context_wakes_at_its_first_deadline(times: list[float], carries: bool) -> None:
+    (context,) = contexts(1)
+    context.state = State.ESTABLISHED if carries else State.E_FAILED
+    context.last_traffic_s = 25.0
+    send_s, keepalive_s, next_s, holddown_s, probe_s, ended_s, update_s, held_s, again_s = times
+    context.send_due_s, context.holddown_due_s = send_s, holddown_s
+    context.keepalive_due_s, context.keepalive_next_s = keepalive_s, next_s
+    set_ = [time_s for time_s in (send_s, keepalive_s, holddown_s) if time_s]
+    set_ += [25.0 + 300.0] if carries else []
+    set_ += [next_s] if keepalive_s and next_s else []
+    if ended_s:
+        context.exploration = Exploration((), 0.0)
+        context.exploration.due_s, context.exploration.ended_s = probe_s, ended_s
+        set_.append(probe_s or ended_s + RELEASE_EXPLORATION_S)
+    if update_s:
+        context.update = PendingUpdate(UpdateRequest(1, 2), None)
+        context.update.timeout_due_s = update_s
+        set_.append(update_s)
+    if held_s:
+        context.held = HeldSegments()
+        context.held.until_s = held_s
+        set_ += [held_s] if send_s == NEVER else []
+    if again_s:
+        context.held_ack = HeldAck(3, context.locators, again_s)
+        set_.append(again_s)
+    assert context.next_deadline_s(300.0) == min(set_, default=NEVER)
 
 
 def test_backoff_doubles_up_to_its_limit() -> None:

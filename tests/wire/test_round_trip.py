@@ -49,3 +49,10 @@ def test_packets(src: bytes, dst: bytes, protocol: int, payload: bytes) -> None:
     assert walk(packet) == (6, 40, protocol)
     assert find_shim(packet) is None
     assert upper_layer(packet) == (protocol, 40)
+
+
+@given(messages)
+def test_the_checksum_of_a_message_is_that_of_its_octets(message: Message) -> None:
+    """It is computed from the two parts of a message before they are put together."""
+    octets = encode_message(message)
+    assert int.from_bytes(octets[4:6]) == checksum(octets[:4] + b"\0\0" + octets[6:])
