@@ -81,10 +81,18 @@ class HeldAck:
 class PendingUpdate:
     """The one Update Request that is outstanding (RFC 5533 §10.3)."""
 
-    __slots__ = ("request", "retries", "timeout_due_s", "told")
+    __slots__ = ("named", "request", "retries", "timeout_due_s", "told")
 
-    def __init__(self, request: UpdateRequest, told: LocalSet | None) -> None:
+    def __init__(
+        self,
+        request: UpdateRequest,
+        told: LocalSet | None,
+        named: tuple[Context, ...] | None = None,
+    ) -> None:
         self.request = request
+        self.named = named
+        """Of a request about several contexts (``scope``): these, at the one that it is sent
+        over; none at the others, which wait. None: it is about one."""
         self.told = told
         """The set that the peer knows when it acknowledges; None when some was left out."""
         self.retries = 0

@@ -4,7 +4,7 @@
 2. addresses: neither multicast nor unspecified, ours on our side
 3. what it is about: ULID pair, nonce, or our tag
 4. is it legal in that state: ``transitions``
-5. its handler in ``establish``, ``update``, ``park``, ``reap`` or ``close``
+5. its handler in ``establish``, ``update``, ``scope``, ``park``, ``reap`` or ``close``
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from m6proxy.shim import (
     lifecycle,
     park,
     reap,
+    scope,
     update,
 )
 from m6proxy.shim.context import Context
@@ -205,8 +206,15 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
             if context.parking is None:
                 reap.payload_in(core, context, b"", now)
             if isinstance(message, UpdateRequest):
-                update.handle_request(core, context, message, route, now)
-            elif not park.handle_ack(core, context, message, now):
+                about_many = scope.asks(context, message)
+                if about_many is not None:
+                    scope.handle_request(core, context, message, about_many, route, now)
+                else:
+                    update.handle_request(core, context, message, route, now)
+            elif not (
+                park.handle_ack(core, context, message, now)
+                or scope.handle_ack(core, context, message, now)
+            ):
                 update.handle_ack(core, context, message, now)
     core.rearm(context)
 

@@ -16,7 +16,7 @@ class Feature(IntFlag):
     PARK = 4
     """An empty locator set says that the site goes away for a while."""
     SCOPE = 8
-    """One Update may be about all contexts with the peer, or all over one uplink."""
+    """One Update may be about many contexts with the peer."""
     FLOWLABEL = 16
     """Re-homed packets may carry a flow label instead of the payload header."""
     IDENTIFIER = 32
@@ -29,6 +29,7 @@ OURS: Final = (
     Feature.CLOSE
     | Feature.DELTA
     | Feature.PARK
+    | Feature.SCOPE
     | Feature.FLOWLABEL
     | Feature.IDENTIFIER
     | Feature.DSTOPT

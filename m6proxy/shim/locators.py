@@ -112,6 +112,12 @@ class LocalSet:
         flags = (BROKEN if self.broken[place] else 0) | (TRANSIENT if uplink.temporary else 0)
         return Preference(flags, min(uplink.preference, 255), uplink.weight)
 
+    def by_prefix(self) -> tuple[tuple[Prefix, Preference], ...]:
+        """What is told of the locators in each of the site's prefixes, of whichever host."""
+        return tuple(
+            (uplink.prefix, self._preference(place)) for place, uplink in enumerate(self.uplinks)
+        )
+
     def since(self, base: LocalSet) -> LocatorDelta:
         """How this set differs from an earlier one; all contexts of the host ask the same."""
         if self._since is not None and self._since[0] == base.generation:
@@ -160,6 +166,8 @@ class LocalSets:
         self._uplinks = {uplink.name: uplink for uplink in uplinks}
         self._down = [uplink for uplink in self._uplinks.values() if not uplink.up]
         self._by_ulid: WeakValueDictionary[Address, LocalSet] = WeakValueDictionary()
+        self._generation = entropy.nonce()
+        """Of the sets of all hosts, so that one message can be about many (decision 26)."""
 
     @property
     def uplinks(self) -> tuple[Uplink, ...]:
@@ -194,7 +202,7 @@ class LocalSets:
         """The set of a host; the same object as long as anybody holds it."""
         found = self._by_ulid.get(ulid)
         if found is None:
-            found = LocalSet(ulid, self._uplinks.values(), self._entropy.nonce(), self._map)
+            found = LocalSet(ulid, self._uplinks.values(), self._generation, self._map)
             self._by_ulid[ulid] = found
         return found
 
@@ -205,6 +213,8 @@ class LocalSets:
         if after == before:
             return False
         self._uplinks[name] = after
+        if up != before.up:
+            self._generation = self._entropy.nonce()
         self._down = [uplink for uplink in self._uplinks.values() if not uplink.up]
         self._by_ulid.clear()
         return True

@@ -47,6 +47,7 @@ from m6proxy.wire.options import (
     LocatorPreferences,
     Option,
     Preference,
+    Scope,
     SenderName,
     encode_options,
 )
@@ -241,6 +242,30 @@ def adopt_delta(core: Core, context: Context, delta: LocatorDelta) -> None:
             _prefer(core, locator, added[locator.address][1])
         elif locator.address in broken:
             locator.broken = True
+
+
+def adopt_scope(core: Core, context: Context, scope: Scope) -> None:
+    """Take in what the peer says of all locators in a prefix; the longest prefix counts.
+
+    The list stays as it is, and so does what is proved. The caller has compared generations.
+    """
+    prefixes = sorted(scope.prefixes, key=lambda element: -element[0].length)
+    for locator in context.peer_locators:
+        said = next((what for where, what in prefixes if where.contains(locator.address)), None)
+        if said is not None and locator.listed and not _is_preferred(locator, said):
+            _prefer(core, locator, said)
+    context.peer_generation = scope.generation
+    flows.install(core, context)
+
+
+def _is_preferred(locator: PeerLocator, preference: Preference) -> bool:
+    """Whether it is noted already: lots are not drawn again for the same."""
+    flags = (BROKEN if locator.broken else 0) | (TRANSIENT if locator.transient else 0)
+    return (flags, locator.priority, locator.weight) == (
+        preference.flags & (BROKEN | TRANSIENT),
+        preference.priority,
+        preference.weight,
+    )
 
 
 def _take_list(core: Core, context: Context, listed: LocatorList, evidence: Evidence) -> None:

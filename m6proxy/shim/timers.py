@@ -52,6 +52,11 @@ PARK_GRACE_S: Final = 5.0
 """How much longer than it promised an end waits: the peer's word takes its time."""
 PARK_SENT_MAX: Final = 4
 """How often an end says that it goes away; later it is away."""
+SOON_S: Final = 0.001
+"""What a timer or one message starts in many contexts is due after it."""
+ALONE_S: Final = 20.0
+"""How long a context waits for the acknowledgement of a message about many, sent three times by
+then; up to half as long again, then it is told by itself."""
 MIN_IDLE_S: Final = 300.0
 """RFC 5533 §9: a context is not torn down before it was quiet for 5 minutes."""
 

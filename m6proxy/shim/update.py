@@ -17,6 +17,7 @@ from m6proxy.shim.signed import evidence_of
 from m6proxy.shim.timers import (
     MAX_UPDATE_TIMEOUT_S,
     PENDING_PROOF_S,
+    SOON_S,
     UPDATE_TIMEOUT_S,
     backoff_s,
 )
@@ -39,8 +40,6 @@ from m6proxy.wire.options import (
 )
 
 _SILENT_AFTER: Final = 2
-_SOON_S: Final = 0.001
-"""What a timer starts is due after the round of timers that it is in."""
 _FIXED_OCTETS: Final = 16
 """An Update Request without options (§5.10)."""
 
@@ -63,7 +62,7 @@ def announce(core: Core, context: Context, due_s: float, now: float) -> None:
     request = UpdateRequest(context.peer_tag, core.entropy.nonce(), options)
     context.update = PendingUpdate(request, context.local_set if whole else None)
     if due_s <= now:
-        _send(core, context, now)
+        send(core, context, now)
     else:
         context.update.timeout_due_s = due_s
         core.rearm(context)
@@ -159,18 +158,23 @@ def expire(core: Core, context: Context, now: float) -> None:
 
     Two in a row without an answer hint at a dead path, whatever comes in meanwhile: the plain
     packets of a peer that lost the context are no answer to what we send over other locators.
-    A request of the peer whose proof takes too long is acknowledged without it.
+    A request of the peer whose proof takes too long is acknowledged without it. A context that
+    waited for the answer to a request about many is told by itself.
     """
     if context.held_ack is not None and now >= context.held_ack.due_s:
         acknowledge(core, context)
     update = context.update
     if update is not None and update.timeout_due_s and now >= update.timeout_due_s:
-        _send(core, context, now)
+        if update.named == ():
+            announce(core, context, core.pace.take(now), now)
+            return
+        send(core, context, now)
         if update.retries > _SILENT_AFTER:
-            reap.hint(core, context, "Update without an answer", now + _SOON_S)
+            reap.hint(core, context, "Update without an answer", now + SOON_S)
 
 
-def _send(core: Core, context: Context, now: float) -> None:
+def send(core: Core, context: Context, now: float) -> None:
+    """Send the outstanding request, and arm its repetition."""
     update = context.update
     if update is None:
         return

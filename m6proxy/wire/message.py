@@ -110,7 +110,7 @@ _ON_R2 = frozenset(
     )
 )
 _ON_I2 = _ON_I1 | _ON_R1 | _ON_R2
-_ON_UPDATE_ACK = frozenset((opt.NUMBER_PARK_TIME,))
+_ON_UPDATE_ACK = frozenset((opt.NUMBER_SCOPE, opt.NUMBER_PARK_TIME))
 _ON_UPDATE = _ON_R2 | _ON_UPDATE_ACK | {opt.NUMBER_LOCATOR_DELTA}
 _ON_CAPABILITY = frozenset((opt.NUMBER_FEATURES,))
 _ON_OTHERS: frozenset[int] = frozenset()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from m6proxy.names import ADDRESS_OCTETS, Address
+from m6proxy.names import ADDRESS_OCTETS, TAG_MASK, Address, Prefix, Tag
 
 # Verification methods. RFC 5533 contradicts itself: Table 4 (§5.15.2) has 1=HBA, 2=CGA,
 # §17 the reverse. LinShim6 and Wireshark follow Table 4, and so do we.
@@ -246,6 +246,29 @@ class LocatorDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Scope:
+    """Several contexts that one message is about: ours, never critical (docs/wire.md)."""
+
+    base_generation: int
+    """32 bits: that of the list of each context, which the message changes."""
+    generation: int
+    """32 bits: that of the list that results."""
+    prefixes: tuple[tuple[Prefix, Preference], ...]
+    """At most 255: what is said of the sender's locators in each of them, in all contexts. The
+    preferences have no octets after the weight."""
+    tags: tuple[tuple[Tag, Tag], ...]
+    """Of each context the receiver's and the sender's tag."""
+
+    def __post_init__(self) -> None:
+        _check_u32(self.base_generation)
+        _check_u32(self.generation)
+        if len(self.prefixes) > _MAX_U8 or any(p.rest for _, p in self.prefixes):
+            raise ValueError("at most 255 prefixes, with preferences of three octets")
+        if not all(0 <= tag <= TAG_MASK for pair in self.tags for tag in pair):
+            raise ValueError("a context tag is 47 bits")
+
+
+@dataclass(frozen=True, slots=True)
 class ParkTime:
     """How long the contexts shall, or may, be parked: ours, never critical (docs/wire.md)."""
 
@@ -285,6 +308,7 @@ Option: TypeAlias = (
     | Features
     | LocatorDelta
     | Demux
+    | Scope
     | ParkTime
     | UnknownOption
 )

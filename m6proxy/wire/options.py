@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from m6proxy.errors import MalformedMessage
-from m6proxy.names import ADDRESS_OCTETS
+from m6proxy.names import ADDRESS_OCTETS, Prefix
 from m6proxy.reasons import Reason
 from m6proxy.wire.option_values import (
     BROKEN,
@@ -37,6 +37,7 @@ from m6proxy.wire.option_values import (
     ParkTime,
     Preference,
     ResponderValidator,
+    Scope,
     SenderName,
     UlidPairOption,
     UnknownOption,
@@ -59,6 +60,7 @@ __all__ = [
     "NUMBER_LOCATOR_PREFERENCES",
     "NUMBER_PARK_TIME",
     "NUMBER_RESPONDER_VALIDATOR",
+    "NUMBER_SCOPE",
     "NUMBER_SENDER_NAME",
     "NUMBER_ULID_PAIR",
     "TRANSIENT",
@@ -75,6 +77,7 @@ __all__ = [
     "ParkTime",
     "Preference",
     "ResponderValidator",
+    "Scope",
     "SenderName",
     "UlidPairOption",
     "UnknownOption",
@@ -97,6 +100,8 @@ NUMBER_FEATURES = 0x4002
 """Ours, from the same range."""
 NUMBER_LOCATOR_DELTA = 0x4003
 """Ours, from the same range."""
+NUMBER_SCOPE = 0x4004
+"""Ours, from the same range."""
 NUMBER_DEMUX = 0x4005
 """Ours, from the same range."""
 NUMBER_PARK_TIME = 0x4006
@@ -105,6 +110,7 @@ NUMBER_PARK_TIME = 0x4006
 _MAX_U8 = 0xFF
 _MAX_U32 = 0xFFFFFFFF
 _MAX_FLOW_LABEL = 0xFFFFF
+_TAG_HIGH_MASK = 0x7FFF
 
 _HEAD = struct.Struct("!HH")
 _GENERATION_COUNT = struct.Struct("!IB")
@@ -114,6 +120,9 @@ _SECONDS = struct.Struct("!2xH")
 _DELTA = struct.Struct("!IIBB2x")
 _ADDED = struct.Struct("!BBBB16s")
 _LOCATOR = struct.Struct("16s")
+_SCOPE = struct.Struct("!IIB3x")
+_SCOPE_PREFIX = struct.Struct("!BBBB16s")
+_SCOPE_TAGS = struct.Struct("!HIHI")
 
 
 _Wanted = TypeVar("_Wanted", bound=Option)
@@ -300,6 +309,30 @@ def _parse_locator_delta(contents: bytes) -> LocatorDelta:
     return LocatorDelta(base_generation, generation, added, removed)
 
 
+def _parse_scope(contents: bytes) -> Scope:
+    if len(contents) < _SCOPE.size:
+        raise _BadContents("shorter than its fixed fields")
+    base_generation, generation, count = _SCOPE.unpack_from(contents)
+    tags_at = _SCOPE.size + _SCOPE_PREFIX.size * count
+    if len(contents) < tags_at or (len(contents) - tags_at) % _SCOPE_TAGS.size:
+        raise _BadContents(f"{len(contents)} octets do not hold {count} prefixes and whole tags")
+    prefixes = []
+    for length, flags, priority, weight, network in _SCOPE_PREFIX.iter_unpack(
+        contents[_SCOPE.size : tags_at]
+    ):
+        try:
+            prefixes.append((Prefix(network, length), Preference(flags, priority, weight)))
+        except ValueError as error:
+            raise _BadContents(str(error)) from None
+    tags = tuple(
+        [
+            ((high & _TAG_HIGH_MASK) << 32 | low, (own_high & _TAG_HIGH_MASK) << 32 | own_low)
+            for high, low, own_high, own_low in _SCOPE_TAGS.iter_unpack(contents[tags_at:])
+        ]
+    )
+    return Scope(base_generation, generation, tuple(prefixes), tags)
+
+
 def _parse_park_time(contents: bytes) -> ParkTime:
     if len(contents) != _U32.size:
         raise _BadContents("the length of a park time is 4")
@@ -319,6 +352,7 @@ _PARSERS: dict[int, Callable[[bytes], Option]] = {
     NUMBER_FEATURES: _parse_features,
     NUMBER_LOCATOR_DELTA: _parse_locator_delta,
     NUMBER_DEMUX: _parse_demux,
+    NUMBER_SCOPE: _parse_scope,
     NUMBER_PARK_TIME: _parse_park_time,
 }
 _KNOWN = frozenset(_PARSERS)
@@ -376,6 +410,23 @@ def _encode_option(option: Option) -> bytes:
             )
         case Demux(mode, label, stand_in):
             number, contents = NUMBER_DEMUX, _U32.pack(mode << 24 | label) + (stand_in or b"")
+        case Scope(base_generation, generation, prefixes, tags):
+            number = NUMBER_SCOPE
+            contents = b"".join(
+                (
+                    _SCOPE.pack(base_generation, generation, len(prefixes)),
+                    *(
+                        _SCOPE_PREFIX.pack(
+                            prefix.length, p.flags, p.priority, p.weight, prefix.network
+                        )
+                        for prefix, p in prefixes
+                    ),
+                    *(
+                        _SCOPE_TAGS.pack(tag >> 32, tag & _MAX_U32, own >> 32, own & _MAX_U32)
+                        for tag, own in tags
+                    ),
+                )
+            )
         case ParkTime(seconds):
             number, contents = NUMBER_PARK_TIME, _U32.pack(seconds)
         case UnknownOption(number, critical, contents):

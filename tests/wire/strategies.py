@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from m6proxy.names import TAG_MASK
+from m6proxy.names import TAG_MASK, Prefix
 from m6proxy.wire.message import (
     I1,
     I2,
@@ -40,6 +40,7 @@ from m6proxy.wire.options import (
     ParkTime,
     Preference,
     ResponderValidator,
+    Scope,
     SenderName,
     UlidPairOption,
     UnknownOption,
@@ -77,6 +78,14 @@ def _preferences(draw: st.DrawFn) -> LocatorPreferences:
     return LocatorPreferences(draw(u32), octets, tuple(draw(st.lists(preference, max_size=9))))
 
 
+_prefixes = st.builds(
+    lambda octets, length: Prefix(
+        (int.from_bytes(octets) >> (128 - length) << (128 - length)).to_bytes(16), length
+    ),
+    addresses,
+    st.integers(0, 128),
+)
+
 options: st.SearchStrategy[Option] = st.one_of(
     validators,
     _lists,
@@ -96,6 +105,13 @@ options: st.SearchStrategy[Option] = st.one_of(
             tuple
         ),
         st.lists(addresses, max_size=5).map(tuple),
+    ),
+    st.builds(
+        Scope,
+        u32,
+        u32,
+        st.lists(st.tuples(_prefixes, st.builds(Preference, u8, u8, u8)), max_size=3).map(tuple),
+        st.lists(st.tuples(tags, tags), max_size=9).map(tuple),
     ),
     st.builds(ParkTime, u32),
     st.builds(

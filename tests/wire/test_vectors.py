@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from m6proxy.names import address
+from m6proxy.names import Prefix, address
 from m6proxy.wire.message import (
     I1,
     I2,
@@ -48,6 +48,7 @@ from m6proxy.wire.options import (
     ParkTime,
     Preference,
     ResponderValidator,
+    Scope,
     SenderName,
     UlidPairOption,
     UnknownOption,
@@ -190,11 +191,18 @@ OPTION_VALUES: dict[str, Option] = {
     "demux by flow label": Demux(1, 0xABCDE),
     "demux by addresses alone": Demux(2, stand_in=address("2001:db8:a1:4001::10")),
     "demux by destination option": Demux(3),
+    "scope": Scope(
+        1,
+        0xFFFFFFFE,
+        ((Prefix.parse("2001:db8:a1::/48"), Preference(BROKEN, 2, 3)),),
+        ((0x123456789ABC, 0x43210FEDCBA9), (0x7FFFFFFFFFFF, 1)),
+    ),
     "park time": ParkTime(3 * 86_400),
 }
 
 OPTIONS_RECEIVED_ONLY: dict[str, tuple[Option, ...]] = {
     "forked instance marked critical": (ForkedInstance(0x80000001),),
+    "scope with reserved bits set": (Scope(1, 2, (), ((0x123456789ABC, 0x43210FEDCBA9),)),),
     "reserved bits set": (UlidPairOption(A1, B1), KeepaliveTimeout(3)),
 }
 

@@ -1,0 +1,237 @@
+"""One Update about many contexts with one peer's gateway (mobike-design §2.3, decision 26).
+
+    the end whose uplink changed            its peer
+    key_of, tell  -> Update Request     ->  handle_request   (prefixes, and the contexts' tags)
+    handle_ack    <- Update Ack         <-                   (the tags of those that it took in)
+
+The message goes over one of the contexts that it names, and is repeated there as any Update is.
+It says of each of the site's prefixes what a list would say of the locator in it. A context
+that the acknowledgement does not name, or that has none in time, gets an Update of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from m6proxy.errors import PeerViolation
+from m6proxy.names import UNSPECIFIED, Address, LocatorPair, Tag
+from m6proxy.proof.judge import Proof
+from m6proxy.reasons import Reason
+from m6proxy.shim import activity, reap, update
+from m6proxy.shim.context import Context, PendingUpdate
+from m6proxy.shim.core import Core
+from m6proxy.shim.effects import What
+from m6proxy.shim.features import Feature
+from m6proxy.shim.peerset import adopt_scope
+from m6proxy.shim.timers import ALONE_S, SOON_S
+from m6proxy.shim.transitions import ReapState, State
+from m6proxy.wire.message import MAX_MESSAGE_OCTETS, UpdateAck, UpdateRequest, find
+from m6proxy.wire.options import LocatorDelta, LocatorList, Scope
+
+SITE_OCTETS: Final = 7
+"""Addresses with a /56 in common are of one site: the least that sites are given (RFC 6177)."""
+_FIXED_OCTETS: Final = 16 + 4 + 12
+"""An Update Request, and the head and fixed fields of the option."""
+_PREFIX_OCTETS: Final = 20
+_TAGS_OCTETS: Final = 12
+_ANSWERED_MAX: Final = (MAX_MESSAGE_OCTETS - _FIXED_OCTETS) // _TAGS_OCTETS
+"""An acknowledgement has no room for more; a request that comes may be longer than one of ours."""
+
+
+class Key(NamedTuple):
+    """Contexts with equal ones can be told in one message."""
+
+    local_site: bytes
+    base_generation: int
+    """Of our list as the peer has it."""
+    generation: int
+    """Of our list as it is now."""
+    domain: str
+    """The peer's name without its first label."""
+    peer_sites: tuple[bytes, ...]
+    """Where the peer's proved locators are."""
+
+
+def key_of(context: Context) -> Key | None:
+    """With whom a context can be told that our set changed; None: it is told by itself.
+
+    Two contexts have one gateway at the other end when the locators that are proved lie in the
+    same sites, and DNS, which proved them, has the names in one domain.
+    """
+    base, current = context.told_set, context.local_set
+    if (
+        base is None
+        or not context.peer_features & Feature.SCOPE
+        or context.state is not State.ESTABLISHED
+        or context.peer_name is None
+        or base.generation == current.generation
+        or base.locators != current.locators
+    ):
+        return None
+    domain = context.peer_name.partition(".")[2]
+    proved = [locator for locator in context.peer_locators if locator.proved]
+    if not domain or not any(locator.proof is Proof.DNS for locator in proved):
+        return None
+    sites = {locator.address[:SITE_OCTETS] for locator in proved}
+    return Key(
+        current.locators[0][:SITE_OCTETS],
+        base.generation,
+        current.generation,
+        domain,
+        tuple(sorted(sites)),
+    )
+
+
+def most(core: Core) -> int:
+    """How many contexts fit one message."""
+    room_octets = MAX_MESSAGE_OCTETS - _FIXED_OCTETS
+    return (room_octets - _PREFIX_OCTETS * len(core.local_sets.uplinks)) // _TAGS_OCTETS
+
+
+def is_told(context: Context) -> bool:
+    """Whether the peer has our set as it is, or is being told."""
+    pending = context.update
+    told = pending.told if pending is not None else context.told_set
+    return told is context.local_set
+
+
+def tell(core: Core, contexts: list[Context], now: float) -> bool:
+    """Tell a peer's gateway of so many contexts (``most``) with one key that our set changed.
+
+    Returns whether anything went out: some may have ended, or been told, meanwhile.
+    """
+    named = [context for context in contexts if context.watched and not is_told(context)]
+    keys = {key_of(context) for context in named}
+    if len(named) < 2 or len(keys) > 1 or None in keys:
+        for context in named:
+            update.announce(core, context, core.pace.take(now), now)
+        return False
+    carrier = next((context for context in named if _seems_to_work(core, context)), named[0])
+    request = UpdateRequest(carrier.peer_tag, core.entropy.nonce(), (_scope(core, named),))
+    alone_s = now + ALONE_S * core.entropy.uniform(1.0, 1.5)
+    for context in named:
+        context.update = PendingUpdate(request, context.local_set, named=())
+        context.update.timeout_due_s = alone_s
+        core.rearm(context)
+    carrier.update = PendingUpdate(request, carrier.local_set, named=tuple(named))
+    update.send(core, carrier, now)
+    return True
+
+
+def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> bool:
+    """Tell whether an acknowledgement was to a message about several contexts; then take it in."""
+    pending = context.update
+    if pending is None or not pending.named:
+        return False
+    if pending.request.request_nonce != message.request_nonce:
+        return False
+    answer = find(message.options, Scope)
+    taken_in = frozenset(answer.tags if answer is not None else ())
+    for other in pending.named:
+        waiting = other.update
+        if waiting is None or waiting.request is not pending.request:
+            continue
+        other.update = None
+        if (other.local_tag, other.peer_tag) in taken_in:
+            other.told_set = waiting.told
+        else:
+            other.told_set = None  # the peer has another list, or none: it is told all of ours
+            due_s = max(core.pace.take(now), now + SOON_S)
+            update.announce(core, other, now if other is context else due_s, now)
+    return True
+
+
+def asks(context: Context, message: UpdateRequest) -> Scope | None:
+    """The scope of a peer's Update; a list or a difference beside it leaves it out of account."""
+    if not context.peer_features & Feature.SCOPE or context.parking is not None:
+        return None
+    if find(message.options, LocatorList) or find(message.options, LocatorDelta):
+        return None
+    return find(message.options, Scope)
+
+
+def handle_request(
+    core: Core,
+    context: Context,
+    message: UpdateRequest,
+    scope: Scope,
+    route: LocatorPair,
+    now: float,
+) -> None:
+    """Take in what a peer says of several contexts, and name those of which it could be taken in.
+
+    Raises PeerViolation when its site asks too often.
+    """
+    if not core.requests_limit.allow(route.peer, now):
+        raise PeerViolation(Reason.RATE_LIMITED, "too many requests from this prefix")
+    named = scope.tags[:_ANSWERED_MAX]
+    taken_in = tuple(
+        tags for tags in named if _take_in(core, scope, tags, context, route.peer, now)
+    )
+    answer = Scope(
+        scope.base_generation,
+        scope.generation,
+        (),
+        tuple((sender_tag, own_tag) for own_tag, sender_tag in taken_in),
+    )
+    core.report(What.UPDATED, context.pair, f"{len(taken_in)} of {len(scope.tags)} contexts")
+    core.send(UpdateAck(context.peer_tag, message.request_nonce, (answer,)), route)
+
+
+def _take_in(
+    core: Core, scope: Scope, tags: tuple[Tag, Tag], carrier: Context, source: Address, now: float
+) -> bool:
+    """Note it for one context, when both tags, its list and the sender's site are the context's.
+
+    One that has the resulting list already was in a message whose acknowledgement was lost. That
+    the message came from a locator stands for a test only in the context that it came over.
+    """
+    own_tag, sender_tag = tags
+    context = core.contexts.by_tag.get(own_tag)
+    if (
+        context is None
+        or context.peer_tag != sender_tag
+        or context.state is not State.ESTABLISHED
+        or context.parking is not None
+        or not context.peer_features & Feature.SCOPE
+        or not _is_of_site(context, source)
+    ):
+        return False
+    if context.peer_generation == scope.generation:
+        return True
+    if context.peer_generation != scope.base_generation:
+        return False
+    if context.flow is not None:
+        activity.look(core, context, now)
+    adopt_scope(core, context, scope)
+    context.peer_updated = True
+    current = context.peer_locator(context.route[16:])
+    if current is not None and current.broken:
+        reap.leave_broken(core, context, source if context is carrier else UNSPECIFIED, now)
+    core.rearm(context)
+    return True
+
+
+def _is_of_site(context: Context, source: Address) -> bool:
+    """The place of §12.4 for a context whose own locator the message did not come from."""
+    site = source[:SITE_OCTETS]
+    return any(
+        locator.listed and locator.proved and locator.address[:SITE_OCTETS] == site
+        for locator in context.peer_locators
+    )
+
+
+def _seems_to_work(core: Core, context: Context) -> bool:
+    lost = core.local_sets.is_down(context.route[:16])
+    return not lost and context.reap_state is ReapState.OPERATIONAL
+
+
+def _scope(core: Core, contexts: list[Context]) -> Scope:
+    context = contexts[0]
+    base = context.told_set.generation if context.told_set is not None else 0
+    return Scope(
+        base,
+        context.local_set.generation,
+        context.local_set.by_prefix(),
+        tuple((one.peer_tag, one.local_tag) for one in contexts),
+    )
