@@ -90,7 +90,7 @@ class LoadedWorld(World):
         self._arrivals: dict[str, list[tuple[float, int, bytes]]] = {"a": [], "b": []}
         self._alarm_s: float | None = None
         self._free_s = 0.0
-        self._rested_s = 0.0
+        self._round_s = 0.0
 
     def uplink(self, name: str, *, up: bool) -> None:
         """Alpha's kernel reports an uplink, at work or not."""
@@ -111,8 +111,10 @@ class LoadedWorld(World):
         if self._arrivals["a"]:
             steps.append((max(self._free_s, self._arrivals["a"][0][0]), 0, self._alpha_hears))
         if self._alarm_s is not None:
-            due_s = max(self._free_s, self._alarm_s, self._rested_s)
-            steps.append((due_s, 1, self._alpha_wakes))
+            due_s = self._alarm_s
+            if due_s > self._round_s:
+                due_s = max(due_s, self._round_s + REST_S)
+            steps.append((max(due_s, self._free_s), 1, self._alpha_wakes))
         if self._arrivals["b"]:
             steps.append((self._arrivals["b"][0][0], 2, self._beta_hears))
         beta_s = self.engines["b"].next_deadline()
@@ -129,7 +131,7 @@ class LoadedWorld(World):
 
     def _alpha_wakes(self) -> None:
         due_s = self.measured.timers.next_deadline()
-        self._rested_s = self.now + REST_S
+        self._round_s = self.now
         self._work(lambda: self.measured.engine.handle_timer(self.now))
         if due_s is not None and due_s <= self.now:
             self.late_s.append(self._free_s - due_s)

@@ -38,8 +38,9 @@ PARK_WITHIN_S = 7.0
 """How long a site that goes away waits for its peers' word: one question may be lost."""
 _LOOK_S = 0.02
 REST_S = 0.005
-"""Between two rounds of timers: of 2,000 contexts a second, ten are seen to in one call, where each
-call by itself costs as much as the work of one of them. Timers are as late as this at most."""
+"""Between two rounds of timers: of 2,000 contexts a second, ten are seen to in one call, where
+each call by itself costs as much as the work of one of them. Timers are as late as this at most;
+what was due in the last round already, and was too much for one call, does not wait."""
 LOOKUPS_MAX = 1024
 """DNS questions of the engine under way at once; further ones are answered 'unknown'."""
 
@@ -76,8 +77,8 @@ class Loop:
         self._journal = journal
         self._clock = clock
         self._alarm: asyncio.TimerHandle | None = None
-        self._rested_s = 0.0
-        """No round of timers begins before this."""
+        self._round_s = -REST_S
+        """When the last round of timers was."""
         self._lookups: set[asyncio.Task[None]] = set()
         self.packets_outbound = 0
         self.packets_inbound = 0
@@ -190,15 +191,16 @@ class Loop:
             self._alarm = None
         deadline_s = self._engine.next_deadline()
         if deadline_s is not None:
-            delay_s = max(0.0, max(deadline_s, self._rested_s) - self._clock())
+            if deadline_s > self._round_s:
+                deadline_s = max(deadline_s, self._round_s + REST_S)
+            delay_s = max(0.0, deadline_s - self._clock())
             self._alarm = asyncio.get_running_loop().call_later(delay_s, self._on_alarm)
 
     def _on_alarm(self) -> None:
         self._alarm = None
-        now = self._clock()
-        self._rested_s = now + REST_S
+        self._round_s = self._clock()
         try:
-            self._engine.handle_timer(now)
+            self._engine.handle_timer(self._round_s)
             self._carry_out()
         finally:  # a fault of ours in one context must not stop the timers of all others
             self._set_alarm()

@@ -174,6 +174,37 @@ def test_a_fault_in_one_timer_does_not_stop_the_others(monkeypatch: pytest.Monke
     asyncio.run(story())
 
 
+def test_rounds_of_timers_rest_but_not_when_one_was_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of 2,000 contexts a second had a call of its own; they come ten at a time."""
+
+    async def story() -> None:
+        site = parts(discovery=_discovery())
+        rounds: list[float] = []
+        monkeypatch.setattr(site.engine, "handle_timer", rounds.append)
+        # due at once, then 0.1 ms after that round, then still left over from the second
+
+        def next_deadline() -> float | None:
+            match len(rounds):
+                case 0:
+                    return time.monotonic()
+                case 1:
+                    return rounds[0] + 1e-4
+            return rounds[1] if len(rounds) == 2 else None
+
+        monkeypatch.setattr(site.engine, "next_deadline", next_deadline)
+        site.loop.start()
+        site.engine._core.effects.append(Wake())
+        site.plane.inject_outbound(_udp(A1, B1))
+        await until(lambda: len(rounds) == 3, "three rounds")
+        assert rounds[1] - rounds[0] >= loop_module.REST_S * 0.9
+        assert site.loop._alarm is None
+        await site.loop.stop()
+
+    asyncio.run(story())
+
+
 def test_stopping_gives_up_questions_and_packets() -> None:
     async def story() -> None:
         discovery = FakeDiscovery(gate=asyncio.Event())
