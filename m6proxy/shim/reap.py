@@ -200,13 +200,23 @@ def test_stand_in(core: Core, context: Context, now: float) -> None:
         suspect(core, context, now)
 
 
-def explore(core: Core, context: Context, now: float) -> None:
-    """Test the path now, or begin a search anew; the caller has seen to the rate."""
+def explore(core: Core, context: Context, since_s: float, now: float) -> None:
+    """Test the path now, or begin a search anew; the caller has seen to the rate.
+
+    A search whose own timer sent a probe after ``since_s``, what the reason is for the new one,
+    waits for the next: two at once would be too fast (RFC 5534 §4.3).
+    """
     if context.reap_state is ReapState.OPERATIONAL:
         handle(core, context, ReapEvent.SEND_TIMER, now)
         return
     exploration = context.exploration or _explore(core, context, now)
     exploration.restart(_pairs(core, context, now), now)
+    if since_s <= exploration.slot_s < exploration.due_s:
+        exploration.probes = 1
+        wait_s = exploration.wait_s() * core.entropy.uniform(0.9, 1.1)
+        exploration.due_s = min(exploration.due_s, now + wait_s)
+        core.timers.arm(context, exploration.due_s)
+        return
     handle(core, context, ReapEvent.RETRANSMIT, now)
 
 

@@ -118,7 +118,7 @@ class Sweep:
             return False
         explores = _explores(context)
         if explores:
-            reap.explore(core, context, now)
+            reap.explore(core, context, self._began_s, now)
         if not self._groups or scope.key_of(context) not in self._groups:
             return _announce(core, context, now) or explores
         return explores

@@ -209,6 +209,22 @@ def test_one_call_reaches_only_the_first_of_many() -> None:
     assert_paced(pair.alpha, 1000.0)
 
 
+@pytest.mark.parametrize("late_s", [0.0, 0.001, 0.02, 0.2, 0.44])
+def test_a_search_that_its_timer_went_on_with_is_not_probed_twice(late_s: float) -> None:
+    """The timer's probe went out after the event, and the sweep's right behind it."""
+    pair = crowd(30, rate_per_s=1000.0)
+    event(pair, "isp1", up=False)
+    pair.cut_provider("a", 2)
+    pair.run(2.0 + late_s)
+    for site in pair.sites.values():
+        site.sent.clear()
+    pair.alpha.engine.handle_uplink("isp1", up=True, mtu=1500, now=pair.clock.now)
+    pair.settle(pair.alpha)
+    pair.run(0.4)
+    tags = [probe.receiver_tag for _, _, probe in find_messages(pair.alpha.sent, Probe)]
+    assert sorted(tags) == sorted(set(tags))
+
+
 def test_contexts_that_end_meanwhile_are_passed_over() -> None:
     pair = crowd(20)
     event(pair, "isp1", up=False)
