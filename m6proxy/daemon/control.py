@@ -62,6 +62,8 @@ class ControlServer:
         self._started_unix_s = time.time()
         self._runner: web.AppRunner | None = None
         self.uplink_reasons: dict[str, str] = {}
+        self.starting = False
+        """Whether rules or routes are still missing: whoever asks is told to wait."""
         self.fast_path: tuple[BpfDataPlane | None, str] = (None, "")
         """The data plane in the kernel, if there is one, and why or why not."""
 
@@ -69,7 +71,7 @@ class ControlServer:
         """Listen. Raises SetupError when another daemon has the socket or it cannot be made."""
         path = self._config.control
         claim_socket(path)
-        app = web.Application(middlewares=[_errors_as_json])
+        app = web.Application(middlewares=[_errors_as_json, self._not_yet])
         routes: dict[str, Callable[[web.Request], Any]] = {
             "/v1/status": lambda _: self._status(),
             "/v1/contexts": lambda _: self._contexts(),
@@ -106,6 +108,15 @@ class ControlServer:
             await self._runner.cleanup()
             self._runner = None
             self._config.control.unlink(missing_ok=True)
+
+    @web.middleware
+    async def _not_yet(
+        self, request: web.Request, handler: Callable[[web.Request], Any]
+    ) -> web.StreamResponse:
+        if self.starting:
+            raise web.HTTPServiceUnavailable(text="it is still starting; ask again in a moment")
+        response: web.StreamResponse = await handler(request)
+        return response
 
     def _status(self) -> dict[str, Any]:
         engine = self._engine

@@ -139,6 +139,7 @@ class Daemon:
         if self._bpf is not None and (adopted := self._loop.adopt(self._bpf.inherit())):
             self._journal.note("contexts taken over", f"{adopted} from the kernel")
         self._loop.start()
+        self._control.starting = True
         await self._control.start()
         self._ruled = True
         if self._routing is not None:
@@ -147,6 +148,7 @@ class Daemon:
         await self._watch.start()
         await asyncio.to_thread(self._bundles.apply)
         self._guard = asyncio.get_running_loop().create_task(self._keep_rules())
+        self._control.starting = False
 
     async def stop(self) -> None:
         """Close contexts while packets still flow, take out rules and routes, stop listening."""

@@ -117,6 +117,25 @@ def test_what_is_wrong_is_said_in_json(tmp_path: Path) -> None:
     _with_server(path, story)
 
 
+def test_a_daemon_that_starts_says_so(tmp_path: Path) -> None:
+    """Its rules were not there yet, and a peer's I1 went to the host, which refused it."""
+
+    async def run() -> None:
+        site, path = parts(discovery=FakeDiscovery()), tmp_path / "alpha.sock"
+        server = _server(path, site)
+        server.starting = True
+        await server.start()
+        try:
+            with pytest.raises(SetupError, match="still starting"):
+                await _ask(path, "/v1/status")
+            server.starting = False
+            assert (await _ask(path, "/v1/status"))["site"] == "alpha.example"
+        finally:
+            await server.stop()
+
+    asyncio.run(run())
+
+
 def test_a_fault_of_ours_is_said_in_json_too(tmp_path: Path) -> None:
     path = tmp_path / "alpha.sock"
 
