@@ -29,6 +29,9 @@ QUIET_S: Final = 1.0
 _SEARCH_LOOK_S: Final = 0.1
 _LOOK_MIN_S: Final = 0.05
 _LOOKS_PER_TIMEOUT: Final = 4
+OVERDUE_S: Final = 0.5
+"""TCP acknowledges within a round trip and at most 0.5 s (RFC 9293 §3.8.6.3): what a host sends of
+TCP when nothing came for so long is repeated, and the kernel lets the engine see it."""
 _DOUBT: Final = 0.6
 """After this part of the Send Timeout; the last Keepalive is due after 0.45 of it."""
 
@@ -59,7 +62,11 @@ def take(core: Core, context: Context, activity: Activity, now: float) -> None:
 
 def hold(context: Context, packet: bytes, now: float) -> None:
     """Keep a segment that the host sends while nothing answers (decision 9)."""
-    if context.flow is not None and context.flow.doubted and packet[6] == NEXT_TCP:
+    if packet[6] != NEXT_TCP or context.flow is None:
+        return
+    began_s = context.send_due_s - context.send_timeout_s
+    overdue = context.send_due_s and now >= began_s + OVERDUE_S
+    if overdue or context.flow.doubted:
         if context.held is None:
             context.held = HeldSegments()
         context.held.put(packet, now)

@@ -10,12 +10,12 @@ from typing import Final
 
 from m6proxy.errors import MalformedMessage
 from m6proxy.shim import forward
-from m6proxy.shim.activity import QUIET_S
+from m6proxy.shim.activity import OVERDUE_S, QUIET_S
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import InstallFlow, KernelEntry, RemoveFlow
 from m6proxy.shim.slots import Activity
 from m6proxy.wire.dstopt import find_tag_option, option_tag, option_tail
-from m6proxy.wire.ipv6 import Walk, find_shim
+from m6proxy.wire.ipv6 import NEXT_TCP, Walk, find_shim
 from m6proxy.wire.payload import is_payload, payload_header
 
 SLOW: Final = object()
@@ -78,6 +78,9 @@ class FakeKernel:
         if flow is None or flow.kernel is None or flow.kernel.slow or flow.kernel.watched:
             return SLOW
         entry = flow.kernel
+        since_s = self.slots.setdefault(entry.slot, Slot()).out_since_s
+        if packet[6] == NEXT_TCP and since_s and now - since_s >= OVERDUE_S:
+            return SLOW
         sent = packet
         if entry.addresses != packet[8:40]:
             try:

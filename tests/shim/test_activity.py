@@ -244,6 +244,19 @@ def test_an_unanswered_segment_is_sent_once_more_over_the_new_path() -> None:
     assert not flow.doubted
 
 
+def test_a_segment_that_was_repeated_early_waits_for_the_new_path_too() -> None:
+    """The sender's timer had doubled: nothing came between 1.4 s and the move after 3 s."""
+    pair = pair_of(kernel=True)
+    pair.stream(2.0, both=True)
+    pair.cut_provider("a", 1)
+    segment = tcp(A1, B1, b"again")
+    for wait_s in (0.2, 0.4, 0.8, 4.0):
+        pair.host_sends(pair.alpha, segment)
+        pair.run(wait_s)
+    arrived = [when for when, packet in pair.beta.delivered if packet == segment]
+    assert arrived and arrived[0] == pytest.approx(pair.alpha.context.rehomed_s, abs=0.05)
+
+
 def test_a_one_way_flow_with_keepalives_is_never_doubted() -> None:
     pair = pair_of(kernel=True)
     kernel = pair.alpha.kernel

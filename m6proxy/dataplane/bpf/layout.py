@@ -133,18 +133,19 @@ class Counter(IntEnum):
     SLOW_LOCATOR = 9
     SLOW_ERROR = 10
     SLOW_POLICY = 11
-    DROP_NO_FLOW = 12
-    DROP_WRONG_UPLINK = 13
-    DROP_NO_ROOM = 14
-    REDIRECTED = 15
-    SPLIT = 16
-    REGROUPED = 17
-    EVENTS_LOST = 18
+    SLOW_OVERDUE = 12
+    DROP_NO_FLOW = 13
+    DROP_WRONG_UPLINK = 14
+    DROP_NO_ROOM = 15
+    REDIRECTED = 16
+    SPLIT = 17
+    REGROUPED = 18
+    EVENTS_LOST = 19
 
     @property
     def is_slow(self) -> bool:
         """Whether the packets counted went to Python."""
-        return Counter.SLOW_FLAGGED <= self <= Counter.SLOW_POLICY
+        return Counter.SLOW_FLAGGED <= self <= Counter.SLOW_OVERDUE
 
     @property
     def is_drop(self) -> bool:
@@ -420,8 +421,10 @@ class Settings:
     """Between two events about one pair."""
     wake_ns: int = 0
     """After how much silence a flow's packet is told; 0: never."""
+    overdue_ns: int = 0
+    """TCP packets of a flow that nothing answers for so long are for Python; 0: never."""
 
-    LAYOUT = struct.Struct(f"={PREFIXES_MAX * 40}s{_UPLINK_SLOTS}I5I4x5Q")
+    LAYOUT = struct.Struct(f"={PREFIXES_MAX * 40}s{_UPLINK_SLOTS}I5I4x6Q")
 
     def __post_init__(self) -> None:
         if len(self.prefixes) > PREFIXES_MAX or len(self.uplinks) > UPLINKS_MAX:
@@ -447,6 +450,7 @@ class Settings:
             self.after_ns,
             self.ask_again_ns,
             self.wake_ns,
+            self.overdue_ns,
         )
 
 

@@ -19,7 +19,7 @@ from m6proxy.dataplane.bpf.load import BpfObject, read_object
 from m6proxy.dataplane.bpf.maps import Map
 from m6proxy.dataplane.bpf.takeover import Installation, install
 from m6proxy.names import Prefix
-from m6proxy.shim.activity import QUIET_S
+from m6proxy.shim.activity import OVERDUE_S, QUIET_S
 from m6proxy.shim.policy import EstablishPolicy
 
 _T = TypeVar("_T")
@@ -151,6 +151,7 @@ class BpfSite:
             after_packets=policy.after_packets or 0,
             after_ns=int((policy.after_s or 0) * _NS),
             wake_ns=int(QUIET_S * _NS),
+            overdue_ns=int(OVERDUE_S * _NS),
         )
 
 

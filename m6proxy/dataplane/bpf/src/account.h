@@ -93,6 +93,15 @@ ALWAYS void note_out(struct __sk_buff *skb, const struct settings *settings, __u
 	__sync_fetch_and_add(&activity->octets_out, octets);
 }
 
+/* Nothing came in since a packet went out, for longer than any TCP waits for an acknowledgement. */
+ALWAYS int is_overdue(const struct settings *settings, __u32 slot)
+{
+	const struct activity *activity = bpf_map_lookup_elem(&m6p_active_v1, &slot);
+
+	return activity && settings->overdue_ns && activity->out_since_ns &&
+	       now() - activity->out_since_ns >= settings->overdue_ns;
+}
+
 ALWAYS void note_in(struct __sk_buff *skb, const struct settings *settings, __u32 slot,
 		    __u32 octets)
 {

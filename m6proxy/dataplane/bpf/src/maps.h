@@ -155,6 +155,7 @@ enum counter {
 	COUNT_SLOW_LOCATOR,  /* the tag is a context's, the addresses are not in its entry */
 	COUNT_SLOW_ERROR,    /* ICMPv6 errors */
 	COUNT_SLOW_POLICY,   /* a miss that Python counts itself */
+	COUNT_SLOW_OVERDUE,  /* TCP that nothing answers: Python keeps it for the next path */
 	/* dropped, by why */
 	COUNT_DROP_NO_FLOW,
 	COUNT_DROP_WRONG_UPLINK,
@@ -198,6 +199,7 @@ struct settings {
 	__u64 after_ns;
 	__u64 ask_again_ns;    /* between two EVENT_RIPE of one pair */
 	__u64 wake_ns;         /* 0: no EVENT_AWAKE */
+	__u64 overdue_ns;      /* TCP unanswered for so long is for Python; 0: never */
 };
 
 #define CONTEXTS_DEFAULT 65536

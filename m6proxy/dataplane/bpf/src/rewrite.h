@@ -176,6 +176,8 @@ ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settin
 
 	if (flow->flags & OUT_SLOW)
 		return slow(COUNT_SLOW_FLAGGED);
+	if (view->head.next_header == NEXT_TCP && is_overdue(settings, flow->slot))
+		return slow(COUNT_SLOW_OVERDUE);
 	if (flow->mode == MODE_ULIDS) {
 		note_out(skb, settings, flow->slot, view->octets);
 		set_mark(skb, settings, MARK_PAST);
