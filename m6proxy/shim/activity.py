@@ -57,6 +57,8 @@ def take(core: Core, context: Context, activity: Activity, now: float) -> None:
     if now < last_s + QUIET_S or context.reap_state is not ReapState.OPERATIONAL:
         flow.look_due_s = now + _interval_s(context)
     _doubt(core, context, flow, now)
+    if flow.again and now >= flow.again_s:
+        reap.send_second_time(core, context, flow, now)
     core.rearm(context)
 
 

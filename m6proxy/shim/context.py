@@ -373,8 +373,8 @@ class Context:
             first = min(first, self.failback.due_s)
         if self.held_ack is not None:
             first = min(first, self.held_ack.due_s)
-        if self.flow is not None and self.flow.look_due_s:
-            first = min(first, self.flow.look_due_s)
+        if self.flow is not None:
+            first = min(first, self.flow.look_due_s or first, self.flow.again_s or first)
         if self.handshake is not None and self.handshake.timeout_due_s:
             first = min(first, self.handshake.timeout_due_s)
         if self.closing is not None:

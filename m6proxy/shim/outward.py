@@ -18,6 +18,9 @@ from m6proxy.shim.effects import SendPacket
 from m6proxy.shim.timers import NEVER
 from m6proxy.shim.verdict import Verdict
 
+AGAIN_S: Final = 0.1
+"""Where the kernel moves packets, a held segment can overtake the Probe before it: the answer then
+takes the old path. A second time it finds the peer re-homed."""
 TELL_AGAIN_S: Final = 1.0
 """How long a host has to heed a Packet Too Big before it is told again."""
 
@@ -68,16 +71,21 @@ def unmistaken(core: Core, packet: bytes) -> Verdict:
 def send_held(core: Core, context: Context, now: float) -> None:
     """Send the unanswered segments once more, over the new path."""
     held, context.held = context.held, None
-    _send(core, context, held.take() if held is not None else (), now)
+    packets = held.take() if held is not None else ()
+    send_again(core, context, packets, now)
+    if packets and context.flow is not None:
+        context.flow.again, context.flow.again_s = packets, now + AGAIN_S
+        core.rearm(context)
 
 
 def repeat_held(core: Core, context: Context, now: float) -> None:
     """Send them now and keep them: the path is to be tested yet."""
     if context.held is not None:
-        _send(core, context, context.held.packets, now)
+        send_again(core, context, context.held.packets, now)
 
 
-def _send(core: Core, context: Context, packets: tuple[bytes, ...], now: float) -> None:
+def send_again(core: Core, context: Context, packets: tuple[bytes, ...], now: float) -> None:
+    """Send packets of the host once more, the way that the context has now."""
     for packet in packets:
         verdict = rewrite(core, context, packet, now)
         if verdict is None:

@@ -29,8 +29,9 @@ from m6proxy.shim.effects import AskProof, Searched, What
 from m6proxy.shim.exploration import Exploration, best, candidates
 from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.lifecycle import meant_pair, refresh_path, use_route, wire_pair
-from m6proxy.shim.outward import repeat_held, send_held
+from m6proxy.shim.outward import repeat_held, send_again, send_held
 from m6proxy.shim.routability import may_send
+from m6proxy.shim.slots import KernelFlow
 from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S, REPROOF_S
 from m6proxy.shim.transitions import REAP, Act, ReapEvent, ReapState
 from m6proxy.wire.ipv6 import NEXT_TCP
@@ -218,6 +219,12 @@ def explore(core: Core, context: Context, since_s: float, now: float) -> None:
         core.timers.arm(context, exploration.due_s)
         return
     handle(core, context, ReapEvent.RETRANSMIT, now)
+
+
+def send_second_time(core: Core, context: Context, flow: KernelFlow, now: float) -> None:
+    """What was sent over the new path goes once more: the peer has moved by now, too."""
+    packets, flow.again, flow.again_s = flow.again, (), NEVER
+    send_again(core, context, packets, now)
 
 
 def rest(context: Context) -> None:

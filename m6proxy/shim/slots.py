@@ -38,7 +38,7 @@ ReadActivity: TypeAlias = Callable[[int], Activity]
 class KernelFlow:
     """What only a context has whose packets the kernel moves."""
 
-    __slots__ = ("doubted", "installed", "look_due_s", "seen", "slot")
+    __slots__ = ("again", "again_s", "doubted", "installed", "look_due_s", "seen", "slot")
 
     def __init__(self, slot: int, seen: Activity) -> None:
         self.slot = slot
@@ -48,6 +48,10 @@ class KernelFlow:
         """When to look at the activity even if no timer is due."""
         self.doubted = False
         """Whether an answer is overdue, so that the engine wants to see what the host sends."""
+        self.again: tuple[bytes, ...] = ()
+        """Segments to send a second time over the new path."""
+        self.again_s = NEVER
+        """When."""
         self.installed: InstallFlow | None = None
         """What the data plane was told last."""
 
