@@ -83,11 +83,9 @@ def _doubt(core: Core, context: Context, flow: KernelFlow, now: float) -> None:
         doubted = now >= doubt_s
         if not doubted:
             flow.look_due_s = min(flow.look_due_s or doubt_s, doubt_s)
-    if doubted != flow.doubted:
-        flow.doubted = doubted
-        if not doubted:
-            context.held = None
-        flows.install(core, context)
+    if flow.doubted and not doubted:
+        context.held = None
+    flows.watch(core, context, wanted=doubted)
 
 
 def _account(context: Context, seen: Activity, activity: Activity) -> None:

@@ -40,6 +40,13 @@ def install(core: Core, context: Context) -> None:
             flow.installed = effect
 
 
+def watch(core: Core, context: Context, *, wanted: bool) -> None:
+    """Let what the host sends come through the engine, or no more."""
+    if context.flow is not None and context.flow.doubted != wanted:
+        context.flow.doubted = wanted
+        install(core, context)
+
+
 def remove(core: Core, context: Context) -> None:
     """Tell that the context carries no more."""
     if core.slots is None or context.fii:

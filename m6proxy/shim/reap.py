@@ -21,7 +21,7 @@ from typing import Final
 from m6proxy.errors import PeerViolation
 from m6proxy.names import Address, LocatorPair
 from m6proxy.reasons import Reason
-from m6proxy.shim import failback
+from m6proxy.shim import failback, flows
 from m6proxy.shim.context import NO_LOCATORS, Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.demux import DemuxMode
@@ -344,6 +344,9 @@ def _on_change(
         core.report(What.SILENCE, context.pair, event.value)
     elif before is ReapState.OPERATIONAL:
         core.report(What.PEER_EXPLORES, context.pair, event.value)
+    if after is not ReapState.OPERATIONAL:
+        # before our Probe leaves: what answers it must not let packets take the old path
+        flows.watch(core, context, wanted=True)
 
 
 def _start_send(core: Core, context: Context, now: float) -> None:
