@@ -41,6 +41,9 @@ from tests.harness.simulator.topology import hashed_set, locator_map, prefix_of
 SHORTEST_SEND_TIMEOUT_S: Final = 3.0
 _UNKNOWN: Final = (Reason.NO_CONTEXT, Reason.RATE_LIMITED)
 
+AT_ONCE_MAX: Final = 3
+"""Calls of the timer at one moment: what one context does may wake another for now."""
+
 
 class World(Protocol):
     """What a site asks of the world around it."""
@@ -165,11 +168,14 @@ class Site:
         now = self.clock(true_s)
         if deadline_s - now < 1e-6:
             now = self._now = max(now, deadline_s)
-            engine.handle_timer(now)
-            self._settle(engine, own=True)
-            after_s = engine.next_deadline()
-            later = after_s is None or after_s > now
-            require(later, Invariant.TIMERS, "a timer that is due again at once")
+            for _ in range(AT_ONCE_MAX):
+                engine.handle_timer(now)
+                self._settle(engine, own=True)
+                after_s = engine.next_deadline()
+                if after_s is None or after_s > now:
+                    break
+            else:
+                require(False, Invariant.TIMERS, "a timer that is due again at once")
         self._set_alarm(engine)
 
     def uplink_event(self, uplink: int, true_s: float, *, up: bool) -> None:
