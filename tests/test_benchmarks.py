@@ -99,3 +99,23 @@ def test_an_interrupted_benchmark_leaves_nothing(name: str, number: signal.Signa
         child.communicate(timeout=DEADLINE_S)
     assert child.returncode != 0
     assert not _left_by(child.pid)
+
+
+@pytest.mark.netns
+def test_dataplane(tmp_path: Path) -> None:
+    """Every variant of the quick run forwards; the ratios are those of the medians of one round."""
+    file = tmp_path / "found.json"
+    with _start("dataplane", "--json", str(file)) as child:
+        output, words = child.communicate(timeout=DEADLINE_S)
+    assert child.returncode == 0, words
+    assert not _left_by(child.pid)
+    rows = json.loads(file.read_text())
+    assert {row["dataplane"] for row in rows} == {"plain", "nptv6", "bpf"}
+    medians = {(r["dataplane"], r["mode"], r["metric"]): r["median"] for r in rows}
+    for row in rows:
+        assert row["median"] > 0 and row["runs"] == len(row["values"]) == 1
+        for base in ("plain", "nptv6"):
+            if row["dataplane"] == "bpf":
+                expected = row["median"] / medians[base, "", row["metric"]]
+                assert row[f"ratio_to_{base}"] == pytest.approx(expected)
+    assert "goal" in output
