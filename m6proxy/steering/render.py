@@ -112,9 +112,12 @@ def _expand(
         "queue_outbound": str(settings.queue_outbound),
         "queue_inbound": str(settings.queue_inbound),
     }
-    if settings.mark_shift is not None:
-        single["mark_ours"] = settings.mark(MARK_OURS, MARK_OURS_MASK)
-        single["mark_past"] = settings.mark(MARK_PAST)
+    # The hook rule itself looks at the mark: whatever the kernel decided about meets no other rule,
+    # and not even this one's comment, which is a match that costs as much as another.
+    marked = settings.mark_shift is not None
+    ours, past = settings.mark(MARK_OURS, MARK_OURS_MASK), settings.mark(MARK_PAST)
+    single["unless_ours"] = f"-m mark ! --mark {ours} " if marked else ""
+    single["unless_past"] = f"-m mark ! --mark {past} " if marked else ""
     written: list[str] = []
     for line in lines:
         template = Template(line)
