@@ -27,6 +27,7 @@ _COMMANDS = {
     "uplinks": _Entry("m6proxy.cli.uplinks", "uplinks", "The site's uplinks and how they are."),
     "drops": _Entry("m6proxy.cli.drops", "drops", "Dropped packets by reason."),
     "events": _Entry("m6proxy.cli.events", "events", "What happened lately."),
+    "flows": _Entry("m6proxy.cli.flows", "flows", "The kernel's entries, with rates."),
     "explain": _Entry("m6proxy.cli.explain", "explain", "What would happen to a packet?"),
     "park": _Entry("m6proxy.cli.park", "park", "The site goes away for a while: say so."),
     "unpark": _Entry("m6proxy.cli.park", "unpark", "The site is back."),

@@ -84,6 +84,7 @@ class ControlServer:
             ],
             "/v1/events": self._events,
             "/v1/explain": self._explain,
+            "/v1/flows": lambda _: self._flows(),
         }
         for url, answer in routes.items():
             app.router.add_get(url, _json_handler(answer))
@@ -151,6 +152,16 @@ class ControlServer:
     def _contexts(self) -> list[dict[str, Any]]:
         self._engine.handle_all_activity(clock.monotonic())
         return [view.context_view(context, clock.unix_time) for context in self._engine.contexts()]
+
+    def _flows(self) -> list[dict[str, Any]]:
+        bpf, why = self.fast_path
+        if bpf is None:
+            raise web.HTTPConflict(text=f"the kernel moves no packets here: {why}")
+        seen = (
+            view.flow_view(context, bpf.read_activity, clock.unix_time)
+            for context in self._engine.contexts()
+        )
+        return [flow for flow in seen if flow is not None]
 
     def _uplinks(self) -> list[dict[str, Any]]:
         return view.uplinks_view(self._engine, self._config, self.uplink_reasons)

@@ -11,6 +11,7 @@ from m6proxy.names import address_text
 from m6proxy.reasons import Reason
 from m6proxy.shim.context import Context
 from m6proxy.shim.engine import Engine
+from m6proxy.shim.slots import ReadActivity
 from m6proxy.shim.transitions import CARRIES
 
 Json = dict[str, Any]
@@ -93,6 +94,33 @@ def _parked(context: Context) -> str | None:
     if parking.local:
         return "both" if parking.peer_until_s else "local"
     return "peer"
+
+
+def flow_view(context: Context, read: ReadActivity, to_unix: ToUnix) -> Json | None:
+    """The kernel's entry of one context and what it counted since it began; None without one."""
+    flow = context.flow
+    if flow is None or flow.installed is None or flow.installed.kernel is None:
+        return None
+    entry, activity = flow.installed.kernel, read(flow.slot)
+    pair, locators = context.pair, context.locators
+    moved = (locators.local, locators.peer) != (pair.local, pair.peer)
+    return {
+        "slot": flow.slot,
+        "local_ulid": address_text(pair.local),
+        "peer_ulid": address_text(pair.peer),
+        "local_locator": address_text(locators.local),
+        "peer_locator": address_text(locators.peer),
+        "mode": entry.mode.name.lower() if moved else None,
+        "uplink": entry.uplink,
+        "mtu": entry.mtu,
+        "path": "engine" if entry.slow or entry.watched else "kernel",
+        "packets_out": activity.packets_out,
+        "octets_out": activity.octets_out,
+        "packets_in": activity.packets_in,
+        "octets_in": activity.octets_in,
+        "last_out_at": _moment(activity.last_out_s or None, to_unix),
+        "last_in_at": _moment(activity.last_in_s or None, to_unix),
+    }
 
 
 def uplinks_view(engine: Engine, config: Config, why: dict[str, str]) -> list[Json]:

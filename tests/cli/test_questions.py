@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from m6proxy.cli.control import ask, find_socket
+from m6proxy.cli.flows import with_rates
 from m6proxy.cli.main import m6proxy
 from m6proxy.cli.screen import age, duration
 from m6proxy.errors import SetupError
@@ -303,3 +304,46 @@ def test_parked_contexts_and_an_away_site_are_shown(tmp_path: Path) -> None:
     away = {"until": time.time() + 600, "granted": 3}
     output = answered(tmp_path, "/v1/status", STATUS | {"away": away}, "status").output
     assert "contexts wait at their peers" in output
+
+
+FLOW: dict[str, Any] = {
+    "slot": 3,
+    "local_ulid": "2001:db8:a1::11",
+    "peer_ulid": "2001:db8:b1::11",
+    "local_locator": "2001:db8:a2::11",
+    "peer_locator": "2001:db8:b2::11",
+    "mode": "dstopt",
+    "uplink": "isp2",
+    "mtu": 1500,
+    "path": "kernel",
+    "packets_out": 1000,
+    "octets_out": 1_000_000,
+    "packets_in": 10,
+    "octets_in": 600,
+    "last_out_at": TEN_DAYS_AGO,
+    "last_in_at": None,
+}
+
+
+def test_flows_show_their_way_and_rates(tmp_path: Path) -> None:
+    sock = tmp_path / "d.sock"
+    with daemon(sock, {"/v1/flows": (200, json.dumps([FLOW]))}) as asked:
+        result = run("flows", "--interval", "0.1", "--control", str(sock))
+    assert asked == ["/v1/flows"] * 2 and result.exit_code == 0, result.output
+    head, row = result.output.splitlines()
+    assert head.split()[:3] == ["host", "peer", "by"]
+    assert "2001:db8:a2::11 2001:db8:b2::11, dstopt" in row and "10 d ago" in row
+    later = FLOW | {"packets_out": 1500, "octets_out": 1_500_000}
+    (rated,) = with_rates([FLOW], [later], 0.5)
+    assert (rated["packets_out_per_s"], rated["octets_out_per_s"]) == (1000, 1_000_000)
+    (other,) = with_rates([FLOW | {"peer_ulid": "::9"}], [later], 0.5)
+    assert other["packets_out_per_s"] == 0, "a slot that another context had before"
+
+
+def test_flows_without_programs_in_the_kernel_say_why(tmp_path: Path) -> None:
+    sock = tmp_path / "d.sock"
+    refused = json.dumps({"error": "the kernel moves no packets here: fast_path is off"})
+    with daemon(sock, {"/v1/flows": (409, refused)}):
+        result = run("flows", "--control", str(sock))
+    assert isinstance(result.exception, SetupError)
+    assert "fast_path is off" in str(result.exception)

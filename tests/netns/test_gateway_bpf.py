@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -128,6 +129,9 @@ def test_stateful_firewalls_see_ulids_both_ways_while_a_flow_moves(
         for gateway in (alpha, beta):
             packets = gateway.ask("/v1/status")["packets"]
             assert packets["kernel_rewritten"] > 100 < packets["kernel_restored"]
+        (flow,) = json.loads(beta.cli("flows", "--json", "--interval", "0.1"))
+        assert (flow["local_locator"], flow["peer_locator"], flow["mode"]) == (B1, A1_ISP2, mode)
+        assert flow["octets_out"] > 1 << 20 and flow["packets_in"] > 100 and flow["last_out_at"]
 
 
 def _sequence(path: Path) -> list[int]:
