@@ -6,6 +6,7 @@ Nothing here is essential: what cannot go by programs in the kernel goes through
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from m6proxy.daemon.config import Config
 from m6proxy.dataplane.bpf.features import Offer, probe, try_programs
@@ -27,6 +28,11 @@ def check_fast_path(
     if findings[0].level is Level.OK:
         findings.append(_programs(read))
     is_in_kernel = findings[-1].level is Level.OK
+    if is_in_kernel:
+        findings.append(_choice(config))
+        is_in_kernel = findings[-1].detail.startswith("bpf")
+    elif config.fast_path == "bpf":
+        findings[-1] = replace(findings[-1], level=Level.FAILURE)
     if not offer.jit:
         findings.append(
             Finding(
@@ -69,6 +75,18 @@ def _programs(read: Callable[[], BpfObject]) -> Finding:
     except SetupError as refused:
         return Finding("eBPF programs", Level.WARNING, str(refused), _SLOWLY)
     return Finding("eBPF programs", Level.OK, f"the kernel takes all {count}")
+
+
+def _choice(config: Config) -> Finding:
+    """Which data plane will be used where the kernel takes the programs."""
+    what = "data plane"
+    if config.fast_path == "off":
+        return Finding(what, Level.OK, "NFQUEUE, because fast_path is off")
+    if not config.manage_routes:
+        level = Level.FAILURE if config.fast_path == "bpf" else Level.WARNING
+        why = "NFQUEUE, because bpf routes by marks and routing.manage is false"
+        return Finding(what, level, why, "set routing.manage, or fast_path: off")
+    return Finding(what, Level.OK, "bpf for usual packets, NFQUEUE for the others")
 
 
 def _offloads(interface: str, config: Config, *, is_in_kernel: bool) -> Iterator[Finding]:

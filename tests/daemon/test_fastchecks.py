@@ -48,6 +48,26 @@ def test_this_kernel_takes_our_programs(config: Config) -> None:
 
 
 @pytest.mark.netns
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ("", "ok data plane: bpf for usual packets, NFQUEUE for the others"),
+        ("fast_path: off\n", "ok data plane: NFQUEUE, because fast_path is off"),
+        ("routing: {manage: false}\n", "warn data plane: NFQUEUE, because bpf routes by marks"),
+        ("fast_path: bpf\nrouting: {manage: false}\n", "FAIL data plane: NFQUEUE, because"),
+    ],
+)
+def test_the_data_plane_that_will_be_used_is_named(keys: str, line: str) -> None:
+    assert said(parse_config(TEXT + keys, "f.yaml"), ALL)[2].startswith(line)
+
+
+@pytest.mark.netns
+def test_who_insists_on_bpf_and_cannot_have_it_is_refused(tmp_path: Path) -> None:
+    insisting = parse_config(TEXT + "fast_path: bpf\n", "f.yaml")
+    assert said(insisting, ALL, lambda: read_object(tmp_path / "none.o"))[1].startswith("FAIL")
+
+
+@pytest.mark.netns
 def test_without_an_object_nfqueue_is_named(config: Config, tmp_path: Path) -> None:
     def absent() -> BpfObject:
         return read_object(tmp_path / "none.o")
@@ -76,7 +96,7 @@ def test_what_cannot_be_missed_is_named(config: Config) -> None:
 
 @pytest.mark.netns
 def test_an_interpreter_is_slow(config: Config) -> None:
-    assert "bpf_jit_enable=1" in said(config, replace(ALL, jit=False))[2]
+    assert "bpf_jit_enable=1" in said(config, replace(ALL, jit=False))[3]
 
 
 @pytest.mark.netns
@@ -92,7 +112,7 @@ def test_offloads_of_the_uplinks_are_read_from_the_kernel(config: Config) -> Non
             by_queue = said(config, Offer("Operation not permitted"))
             assert by_queue[1].startswith("warn GRO of wan1: on a virtual link it spoils")
             assert by_queue[1].endswith("; ethtool -K wan1 gro off")
-            assert said(config, probe())[2] == "ok offloads of wan1: right for flowlabel, exthdr"
+            assert said(config, probe())[3] == "ok offloads of wan1: right for flowlabel, exthdr"
             neutral = replace(config, locators=LocatorSettings(MapKind.NEUTRAL))
             assert said(neutral, Offer("Operation not permitted"))[1] == (
                 "ok offloads of wan1: right for flowlabel, exthdr, "
