@@ -17,17 +17,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
-import fcntl
 import json
 import os
-import socket
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from pyroute2 import Ethtool
 
 from benchmarks.harness.line import DISCARD_PORT, HOSTS, MACS, Line, Proxied, Routed, Translated
 from benchmarks.harness.rounds import (
@@ -42,8 +41,8 @@ from benchmarks.harness.rounds import (
 )
 from m6proxy.errors import SetupError
 from m6proxy.names import address
-from m6proxy.wire.checksum import checksum
-from m6proxy.wire.ipv6 import build_packet
+from m6proxy.wire.checksum import upper_checksum
+from m6proxy.wire.ipv6 import NEXT_UDP, build_packet
 
 PAYLOAD_OCTETS = 64
 BASES = ("plain", "routed", "nptv6")
@@ -134,12 +133,10 @@ VARIANTS = (
 def flooded(line: Line, target: str, core: int) -> Iterator[None]:
     """a sends packets to b for the length of the block, from one core."""
     source, destination = address(HOSTS["alpha"]), address(target)
-    length = 8 + PAYLOAD_OCTETS
-    head = struct.pack("!4H", 40_000, DISCARD_PORT, length, 0)
-    pseudo = source + destination + struct.pack("!IxxxB", length, socket.IPPROTO_UDP)
-    total = checksum(pseudo + head + bytes(PAYLOAD_OCTETS)) or 0xFFFF
-    udp = head[:6] + total.to_bytes(2) + bytes(PAYLOAD_OCTETS)
-    packet = build_packet(source, destination, socket.IPPROTO_UDP, udp)
+    udp = struct.pack("!4H", 40_000, DISCARD_PORT, 8 + PAYLOAD_OCTETS, 0) + bytes(PAYLOAD_OCTETS)
+    total = upper_checksum(source, destination, NEXT_UDP, udp) or 0xFFFF
+    udp = udp[:6] + total.to_bytes(2) + udp[8:]
+    packet = build_packet(source, destination, NEXT_UDP, udp)
     ethernet = bytes.fromhex((MACS["ga"] + MACS["a"]).replace(":", "") + "86dd")
     words = ["-m", "benchmarks.harness.generator", "lan0", (ethernet + packet).hex(), str(core)]
     child = subprocess.Popen(line.inside("a", sys.executable, *words))
@@ -174,24 +171,13 @@ def tcp(line: Line, target: str, window_s: float) -> float:
     return float(report["end"]["sum_received"]["bits_per_second"])
 
 
-_SIOCETHTOOL = 0x8946
-_ETHTOOL_OFFLOADS = (0x1F, 0x24)
-"""ETHTOOL_STSO and ETHTOOL_SGSO of linux/ethtool.h."""
-
-
 def switch_segmentation_off(interface: str) -> None:
     """TSO and GSO of an interface in this namespace; run by the script inside a host."""
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-        for command in _ETHTOOL_OFFLOADS:
-            value = bytearray(struct.pack("=II", command, 0))
-            buffer = (bytes(value), interface.encode())
-            _ethtool(sock.fileno(), *buffer)
-
-
-def _ethtool(number: int, value: bytes, interface: bytes) -> None:
-    data = ctypes.create_string_buffer(value, len(value))
-    request = struct.pack("16sP16x", interface, ctypes.addressof(data))
-    fcntl.ioctl(number, _SIOCETHTOOL, request)
+    with Ethtool() as ethtool:
+        features = ethtool.get_features(interface)
+        for name in ("tx-tcp6-segmentation", "tx-generic-segmentation"):
+            features.features[name].enable = False
+        ethtool.set_features(interface, features)
 
 
 def prepare_hosts(line: Line, variant: Variant) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import ipaddress
 import os
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ from m6proxy.dataplane.bpf.syscall import obj_get
 from m6proxy.discovery.capability import Capability, PrefixLocator
 from m6proxy.discovery.codec import svcb_zone_line
 from m6proxy.errors import SetupError
+from m6proxy.lab.topology import CORE_ON_NS_NET, NAMESERVER
+from m6proxy.lab.zones import knot_config, reverse_name
 from m6proxy.names import Prefix
 
 NODES = ("a", "ga", "gb", "b")
@@ -43,7 +46,6 @@ PREFIXES = {
 HOSTS = {"alpha": "2001:db8:a1:1::10", "beta": "2001:db8:b1:1::10"}
 ROUTERS = {"alpha": "2001:db8:a1:1::1", "beta": "2001:db8:b1:1::1"}
 ENDS = {"ga": 1, "gb": 2}
-NAMESERVER = "2001:db8:ff::2"
 MACS = {"a": "02:00:00:00:0a:01", "ga": "02:00:00:00:0a:02"}
 READY_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 10.0
@@ -141,7 +143,7 @@ class Line:
                 "link set lo up", "link set lan0 up", f"addr add {ROUTERS[site]}/64 dev lan0",
                 *(f"link set {link} up" for link in ("wan1", "wan2", "net0")),
                 *(f"addr add 2001:db8:f{n}::{end}/64 dev wan{n}" for n in (1, 2)),
-                f"addr add 2001:db8:ff::{end}/64 dev net0",
+                f"addr add {NAMESERVER if gateway == 'gb' else CORE_ON_NS_NET}/64 dev net0",
                 f"route add default via 2001:db8:f1::{other}",
             ])  # fmt: skip
         drop = f"*raw\n-A PREROUTING -p udp --dport {DISCARD_PORT} -j DROP\nCOMMIT\n"
@@ -218,7 +220,7 @@ class Proxied(Line):
     def start_daemon(self, site: str, gateway: str) -> subprocess.Popen[bytes]:
         """Start the daemon of one site."""
         config = self.folder / f"{site}.yaml"
-        end, other = ENDS[gateway], 3 - ENDS[gateway]
+        other = 3 - ENDS[gateway]
         uplinks = "".join(
             f'  isp{n}: {{interface: wan{n}, prefix: "{prefix}", '
             f'gateway: "2001:db8:f{n}::{other}", preference: {n}}}\n'
@@ -230,7 +232,6 @@ class Proxied(Line):
             f"policy: {{unknown_peers: ignore, send_timeout_s: 3, {self._policy}}}\n"
             f"control: {self.control(site)}\n{self._settings}"
         )
-        assert end != other
         words = (sys.executable, "-m", "m6proxy", "run", "-c", str(config))
         return self.start(gateway, *words)
 
@@ -286,15 +287,8 @@ class Proxied(Line):
         for zone, text in zones.items():
             (self.folder / f"{zone}.zone").write_text(text)
         (self.folder / "db").mkdir()
-        head = [
-            f"server:\n    listen: {NAMESERVER}@53\n    rundir: {self.folder}",
-            f"database:\n    storage: {self.folder}/db",
-            f"template:\n  - id: default\n    storage: {self.folder}\n    zonefile-sync: -1",
-            "zone:",
-        ]
-        rows = [f'  - domain: {zone}\n    file: "{zone}.zone"' for zone in zones]
         path = self.folder / "knot.conf"
-        path.write_text("\n".join([*head, *rows, ""]))
+        path.write_text(knot_config(self.folder, list(zones)))
         self.start("gb", knotd, "-c", str(path))
 
     def _zones(self) -> dict[str, str]:
@@ -310,10 +304,9 @@ class Proxied(Line):
             zones[f"{site}.example"] = (
                 f"{site}.example. {soa}\n{name}. 3600 IN AAAA {HOSTS[site]}\n{record}\n"
             )
-            nibbles = Prefix.parse(PREFIXES[site][0]).network.hex()[:12]
-            reverse = ".".join([*reversed(nibbles), "ip6", "arpa"])
-            tail = ".".join(reversed(_nibbles(HOSTS[site])[12:]))
-            zones[reverse] = f"{reverse}. {soa}\n{tail}.{reverse}. 3600 IN PTR {name}.\n"
+            reverse = reverse_name(PREFIXES[site][0])
+            pointer = ipaddress.IPv6Address(HOSTS[site]).reverse_pointer
+            zones[reverse] = f"{reverse}. {soa}\n{pointer}. 3600 IN PTR {name}.\n"
         return zones
 
 
@@ -325,10 +318,6 @@ def _fill(one: Map, flows: int) -> None:
         left = one.update_batch(keys, [value] * len(keys))
         if left:
             raise SetupError(f"the map {one.spec.name} has no room for {flows:,} flows")
-
-
-def _nibbles(text: str) -> str:
-    return Prefix.parse(f"{text}/128").network.hex()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,7 @@ from m6proxy.cli.control import ask
 from m6proxy.cli.options import control_option, json_option
 from m6proxy.errors import SetupError
 from m6proxy.names import Address, address
-from m6proxy.wire.checksum import checksum
+from m6proxy.wire.checksum import upper_checksum
 from m6proxy.wire.ipv6 import build_packet
 
 _PORT = 40_000
@@ -104,8 +104,7 @@ def _packet(source: Address, destination: Address, proto: str, port: int) -> byt
     else:
         number, at = socket.IPPROTO_ICMPV6, 2
         upper = struct.pack("!BBHHH", _ECHO_REQUEST, 0, 0, _PORT, 1)
-    pseudo = source + destination + struct.pack("!IxxxB", len(upper), number)
-    total = checksum(pseudo + upper) or 0xFFFF
+    total = upper_checksum(source, destination, number, upper) or 0xFFFF
     return build_packet(
         source, destination, number, upper[:at] + total.to_bytes(2) + upper[at + 2 :]
     )

@@ -27,6 +27,7 @@ from enum import Enum, unique
 from typing import Final
 
 from m6proxy.names import ADDRESS_OCTETS, Address, Prefix, address_text
+from m6proxy.wire.checksum import checksum
 
 _BITS: Final = 8 * ADDRESS_OCTETS
 SUBNET_BITS: Final = 64
@@ -103,7 +104,7 @@ class PrefixMap(LocatorMap):
         return ()
 
 
-class NeutralMap(LocatorMap):
+class NeutralMap(PrefixMap):
     """The ULID with its prefix replaced and its sum kept; no address is locator-only."""
 
     __slots__ = ("_prefixes",)
@@ -127,18 +128,10 @@ class NeutralMap(LocatorMap):
         at = _neutral_word(ulid, max(own.length, prefix.length))
         if own == prefix or at is None:
             return grafted
-        word = _sum(ulid[:at], ulid[at : at + 2], _complement(_sum(grafted[:at])))
+        word = _ONES ^ checksum(ulid[: at + 2] + checksum(grafted[:at]).to_bytes(2))
         if word == _ONES:
             word = 0
         return grafted[:at] + word.to_bytes(2) + grafted[at + 2 :]
-
-    def is_locator_only(self, octets: Address) -> bool:
-        """None is."""
-        return False
-
-    def patterns(self) -> tuple[Pattern, ...]:
-        """None."""
-        return ()
 
 
 class NsquareMap(LocatorMap):
@@ -241,19 +234,6 @@ def _neutral_word(ulid: Address, length: int) -> int | None:
     """Where the word stands that keeps the sum, in octets; None when there is none."""
     places = (6,) if length <= NEUTRAL_BITS else (8, 10, 12, 14)
     return next((at for at in places if ulid[at : at + 2] != b"\xff\xff"), None)
-
-
-def _sum(*parts: bytes) -> int:
-    """The one's complement sum of 16-bit words, as transport checksums take it."""
-    octets = b"".join(parts)
-    total = sum(int.from_bytes(octets[at : at + 2]) for at in range(0, len(octets), 2))
-    while total > _ONES:
-        total = (total & _ONES) + (total >> 16)
-    return total
-
-
-def _complement(total: int) -> bytes:
-    return (total ^ _ONES).to_bytes(2)
 
 
 def _prefix_mask(prefix: Prefix) -> int:

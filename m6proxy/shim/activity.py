@@ -18,7 +18,6 @@ from typing import Final
 from m6proxy.shim import flows, reap
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
-from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.slots import Activity, KernelFlow
 from m6proxy.shim.timers import NEVER
 from m6proxy.shim.transitions import ReapState
@@ -69,10 +68,7 @@ def hold(context: Context, packet: bytes, now: float) -> None:
     began_s = context.send_due_s - context.send_timeout_s
     overdue = context.send_due_s and now >= began_s + OVERDUE_S
     if overdue or context.flow.doubted:
-        if context.held is None:
-            context.held = HeldSegments()
-        context.held.put(packet, now)
-        context.held.until_s = now + context.send_timeout_s
+        reap.keep(context, packet, now)
 
 
 def _doubt(core: Core, context: Context, flow: KernelFlow, now: float) -> None:

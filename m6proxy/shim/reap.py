@@ -52,10 +52,7 @@ def payload_out(core: Core, context: Context, packet: bytes, now: float) -> None
     """§6.2. The packet path calls this only when a timer has to change, or none runs."""
     repeats = False
     if packet and packet[6] == NEXT_TCP:
-        if context.held is None:
-            context.held = HeldSegments()
-        repeats = context.held.put(packet, now)
-        context.held.until_s = now + context.send_timeout_s
+        repeats = keep(context, packet, now)
     if context.reap_state is ReapState.OPERATIONAL:
         context.keepalive_due_s = NEVER
         if context.send_due_s == NEVER:
@@ -65,6 +62,14 @@ def payload_out(core: Core, context: Context, packet: bytes, now: float) -> None
             hint(core, context, "TCP gets no answer", now, hearsay=False)
     else:
         handle(core, context, ReapEvent.PAYLOAD_OUT, now)
+
+
+def keep(context: Context, packet: bytes, now: float) -> bool:
+    """Keep a TCP segment of the host for a new path; returns whether the host repeats itself."""
+    if context.held is None:
+        context.held = HeldSegments()
+    context.held.until_s = now + context.send_timeout_s
+    return context.held.put(packet, now)
 
 
 def payload_in(core: Core, context: Context, packet: bytes, now: float) -> None:

@@ -1,4 +1,4 @@
-"""The Internet checksum (RFC 1071), over plain octets and with the ICMPv6 pseudo-header."""
+"""The Internet checksum (RFC 1071), over plain octets and with the pseudo-header."""
 
 from __future__ import annotations
 
@@ -31,8 +31,16 @@ def icmpv6_checksum(src: Address, dst: Address, message: bytes) -> int:
     The checksum field of ``message`` must be zero for sending; with the field in place a
     right message gives 0. Raises ValueError when an address is not 16 octets.
     """
+    return upper_checksum(src, dst, _ICMPV6, message)
+
+
+def upper_checksum(src: Address, dst: Address, protocol: int, message: bytes) -> int:
+    """Return the same for any upper-layer protocol (0 to 255) that has this pseudo-header.
+
+    UDP sends 0xFFFF where it is 0, and the others may. Raises ValueError as above.
+    """
     if len(src) != ADDRESS_OCTETS or len(dst) != ADDRESS_OCTETS:
         raise ValueError("an address is 16 octets")
     return checksum(
-        b"".join((src, dst, len(message).to_bytes(4), bytes((0, 0, 0, _ICMPV6)), message))
+        b"".join((src, dst, len(message).to_bytes(4), bytes((0, 0, 0, protocol)), message))
     )

@@ -73,10 +73,14 @@ ALWAYS __u32 segments(struct __sk_buff *skb)
 	return skb->gso_segs > 1 ? skb->gso_segs : 1;
 }
 
-ALWAYS void note_out(struct __sk_buff *skb, const struct settings *settings, __u32 slot,
-		     __u32 octets)
+ALWAYS struct activity *activity_of(__u32 slot)
 {
-	struct activity *activity = bpf_map_lookup_elem(&m6p_active_v1, &slot);
+	return bpf_map_lookup_elem(&m6p_active_v1, &slot);
+}
+
+ALWAYS void note_out(struct __sk_buff *skb, const struct settings *settings, __u32 slot,
+		     struct activity *activity, __u32 octets)
+{
 	__u64 now_ns;
 
 	if (!activity)
@@ -94,10 +98,8 @@ ALWAYS void note_out(struct __sk_buff *skb, const struct settings *settings, __u
 }
 
 /* Nothing came in since a packet went out, for longer than any TCP waits for an acknowledgement. */
-ALWAYS int is_overdue(const struct settings *settings, __u32 slot)
+ALWAYS int is_overdue(const struct settings *settings, const struct activity *activity)
 {
-	const struct activity *activity = bpf_map_lookup_elem(&m6p_active_v1, &slot);
-
 	return activity && settings->overdue_ns && activity->out_since_ns &&
 	       now() - activity->out_since_ns >= settings->overdue_ns;
 }
@@ -105,7 +107,7 @@ ALWAYS int is_overdue(const struct settings *settings, __u32 slot)
 ALWAYS void note_in(struct __sk_buff *skb, const struct settings *settings, __u32 slot,
 		    __u32 octets)
 {
-	struct activity *activity = bpf_map_lookup_elem(&m6p_active_v1, &slot);
+	struct activity *activity = activity_of(slot);
 	__u64 now_ns;
 
 	if (!activity)

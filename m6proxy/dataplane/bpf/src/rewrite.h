@@ -172,14 +172,16 @@ ALWAYS int is_unclear(const struct out_flow *flow, const struct view *view)
 ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
 		   struct view *view, const struct out_flow *flow)
 {
+	struct activity *activity;
 	__u32 octets;
 
 	if (flow->flags & OUT_SLOW)
 		return slow(COUNT_SLOW_FLAGGED);
-	if (view->head.next_header == NEXT_TCP && is_overdue(settings, flow->slot))
+	activity = activity_of(flow->slot);
+	if (view->head.next_header == NEXT_TCP && is_overdue(settings, activity))
 		return slow(COUNT_SLOW_OVERDUE);
 	if (flow->mode == MODE_ULIDS) {
-		note_out(skb, settings, flow->slot, view->octets);
+		note_out(skb, settings, flow->slot, activity, view->octets);
 		set_mark(skb, settings, MARK_PAST);
 		return PASS;
 	}
@@ -195,7 +197,7 @@ ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settin
 		return slow(COUNT_SLOW_TOO_BIG);
 	if (flow->mode == MODE_EXTHDR && skb->gso_size && !settings->split_ifindex)
 		return slow(COUNT_SLOW_TOO_BIG);
-	note_out(skb, settings, flow->slot, view->octets);
+	note_out(skb, settings, flow->slot, activity, view->octets);
 	set_mark(skb, settings, flow->uplink);
 	return PASS;
 }
