@@ -102,7 +102,6 @@ def test_nothing_goes_astray_while_a_daemon_is_dead_or_forgetful(lab: Lab) -> No
                 again.wait_ready()
                 eventually(lambda: bool(arrived()), deadline_s=15, what="ESP packets again")
                 assert {got[8:40] for got in arrived()} == {packet[8:40]}
-                assert again.drops()["NOBODYS_ADDRESS"] >= 1
             finally:
                 again.close()
 
