@@ -94,6 +94,8 @@ class SettingsFlag(IntFlag):
     """Some context is found by its flow label."""
     SENT_LABELS = 4
     """Some context sends with a flow label, or without any tag."""
+    EXPRESS = 8
+    """Packets may go past the gateway's IPv6 stack: nobody else would see them there."""
 
 
 @unique
@@ -141,6 +143,7 @@ class Counter(IntEnum):
     SPLIT = 17
     REGROUPED = 18
     EVENTS_LOST = 19
+    EXPRESS = 20
 
     @property
     def is_slow(self) -> bool:

@@ -74,6 +74,7 @@ class BpfDataPlane:
         self._lost_seen = self._counter(Counter.EVENTS_LOST)
         self._timer: asyncio.TimerHandle | None = None
         self._failed = 0
+        self._is_express = False
         self._is_open = False
 
     # --- as any data plane -------------------------------------------------------------------
@@ -161,6 +162,11 @@ class BpfDataPlane:
         self._settings = self._site.settings_with(down)
         self._write_settings()
 
+    def note_express(self, allowed: bool) -> None:
+        """Whether packets may go past the gateway's IPv6 stack; at first they may not."""
+        self._is_express = allowed
+        self._write_settings()
+
     def reattach(self) -> list[str]:
         """Attach the programs where an interface is new; a line for each."""
         lines = self._site.attach() if self._is_open else []
@@ -204,6 +210,8 @@ class BpfDataPlane:
             flags |= SettingsFlag.LABELS
         if self._flows.sent_labels:
             flags |= SettingsFlag.SENT_LABELS
+        if self._is_express:
+            flags |= SettingsFlag.EXPRESS
         self._site.write_settings(replace(self._settings, flags=flags))
 
     # --- events -------------------------------------------------------------------------------

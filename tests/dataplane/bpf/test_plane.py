@@ -279,6 +279,20 @@ def test_a_prefix_whose_uplink_is_down_is_for_the_engine(tmp_path: Path) -> None
     told(tmp_path, story)
 
 
+def test_packets_may_go_past_the_stack_only_while_somebody_says_so(tmp_path: Path) -> None:
+    def story(plane: BpfDataPlane, site: BpfSite, heard: _Heard) -> Iterable[None]:
+        flags_at = layout.PREFIXES_MAX * layout.SitePrefix.LAYOUT.size + 68
+        for allowed in (False, True, False):
+            plane.note_express(allowed)
+            octets = site.maps[layout.SETTINGS].lookup(bytes(4))
+            assert octets is not None
+            flags = int.from_bytes(octets[flags_at:][:4], "little")
+            assert bool(flags & layout.SettingsFlag.EXPRESS) == allowed
+        yield
+
+    told(tmp_path, story)
+
+
 def test_with_selectors_of_protocols_the_engine_sees_a_ripe_pairs_packets(tmp_path: Path) -> None:
     def story(plane: BpfDataPlane, site: BpfSite, heard: _Heard) -> Iterable[None]:
         misses = site.maps[layout.MISSES]

@@ -165,6 +165,7 @@ enum counter {
 	COUNT_SPLIT,         /* GSO packets sent to be segmented */
 	COUNT_REGROUPED,     /* restored packets, aggregated or not, that came from regroup_in */
 	COUNT_EVENTS_LOST,
+	COUNT_EXPRESS,       /* sent past the gateway's IPv6 stack */
 	COUNTERS,
 };
 
@@ -183,6 +184,7 @@ enum settings_flags {
 	SETTINGS_SLOW_MISSES = 1, /* all packets that have no context are for Python */
 	SETTINGS_LABELS = 2,      /* some context is found by its flow label */
 	SETTINGS_SENT_LABELS = 4, /* some context sends with a flow label, or bare */
+	SETTINGS_EXPRESS = 8,     /* nobody else would see packets in the gateway's IPv6 stack */
 };
 
 struct settings {
