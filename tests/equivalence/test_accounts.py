@@ -25,7 +25,7 @@ from m6proxy.dataplane.bpf.layout import (
 from m6proxy.dataplane.bpf.programs import SkBuff
 from m6proxy.dataplane.bpf.ring import RingReader
 from m6proxy.names import Prefix
-from m6proxy.wire.ipv6 import build_packet
+from m6proxy.wire.ipv6 import NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_SHIM, build_packet
 from tests.equivalence.kernel import DROP, DROPPED, PASS, REDIRECT, SHIFT, SLOW, KernelSite
 from tests.equivalence.test_vectors import rehomed
 from tests.harness.packets import tcp, udp
@@ -203,6 +203,18 @@ def test_traffic_that_is_none_of_ours_is_left_alone(site: Site) -> None:
         assert kernel.outbound(udp(source, destination)) is SLOW
     assert kernel.inbound(udp(B1, B2)) is SLOW
     assert events(reader) == []
+
+
+@pytest.mark.parametrize("inside", [NEXT_SHIM, NEXT_DESTINATION])
+def test_a_piece_of_a_datagram_that_may_be_put_together_later_is_not_marked(
+    site: Site, inside: int
+) -> None:
+    """A stateful firewall joined pieces behind us; their mark took them past Python."""
+    _, kernel, _ = site
+    piece = build_packet(B1_ISP2, A1_ISP2, NEXT_FRAGMENT, bytes([inside, 0, 0, 1]) + bytes(20))
+    assert kernel.inbound(piece) is SLOW
+    plain = build_packet(B1, A1, NEXT_FRAGMENT, bytes([17, 0, 0, 1]) + bytes(20))
+    assert kernel.inbound(plain) == plain
 
 
 @pytest.mark.parametrize(

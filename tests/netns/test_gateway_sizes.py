@@ -19,7 +19,7 @@ from tests.harness.gateway import (
     A1,
     A1_ISP2,
     B1,
-    QUICK,
+    PLANES,
     Gateway,
     both,
     established,
@@ -34,15 +34,16 @@ from tests.harness.netns import lab as lab
 from tests.steering.namespaces import inside
 
 pytestmark = pytest.mark.netns
+on_either_plane = pytest.mark.parametrize("plane", PLANES)
 
 _IPV6_MTU_DISCOVER, _DO, _WANT = 23, 2, 1
 FETCHED_OCTETS = 2 << 20
 
 
 @contextmanager
-def on_isp2(lab: Lab) -> Iterator[tuple[Gateway, Gateway]]:
+def on_isp2(lab: Lab, plane: str = "nfqueue") -> Iterator[tuple[Gateway, Gateway]]:
     """Both gateways, with the pair a1, b1 moved to isp2 of alpha."""
-    with both(lab, QUICK) as (alpha, beta):
+    with both(lab, PLANES[plane]) as (alpha, beta):
         established(lab, alpha, beta)
         faults.cut(lab, "alpha.isp1")
         rehomed(lab, alpha, (A1_ISP2, B1))
@@ -99,8 +100,11 @@ def _passes(sender: socket.socket, receiver: socket.socket, octets: int) -> bool
         return False
 
 
-def test_a_full_packet_is_answered_with_packet_too_big(lab: Lab, tmp_path: Path) -> None:
-    with on_isp2(lab) as (alpha, beta):
+@on_either_plane
+def test_a_full_packet_is_answered_with_packet_too_big(
+    lab: Lab, tmp_path: Path, plane: str
+) -> None:
+    with on_isp2(lab, plane) as (alpha, beta):
         _fetch(lab, tmp_path)
         assert _path_mtu(lab, "b1", A1) == 1492, "the host that sends is told"
         assert _path_mtu(lab, "a1", B1) == 1500, "the other has not sent much"
@@ -116,9 +120,10 @@ def test_a_full_packet_is_answered_with_packet_too_big(lab: Lab, tmp_path: Path)
         assert alpha.drops().keys() >= {"TOO_BIG"} and beta.drops().keys() >= {"TOO_BIG"}
 
 
-def test_a_udp_program_that_asks_is_told(lab: Lab) -> None:
+@on_either_plane
+def test_a_udp_program_that_asks_is_told(lab: Lab, plane: str) -> None:
     """A program that forbids fragments gets EMSGSIZE after the first, and 1444 octets pass."""
-    with on_isp2(lab), datagrams(lab) as (sender, receiver):
+    with on_isp2(lab, plane), datagrams(lab) as (sender, receiver):
         sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _DO)
         assert not _passes(sender, receiver, 1452)
         eventually(lambda: _path_mtu(lab, "a1", B1) == 1492, deadline_s=5, what="the host was told")
@@ -127,11 +132,12 @@ def test_a_udp_program_that_asks_is_told(lab: Lab) -> None:
         eventually(lambda: _passes(sender, receiver, 1444), deadline_s=5, what="what fits passes")
 
 
+@on_either_plane
 def test_an_error_from_the_middle_reaches_the_host_in_its_own_terms(
-    lab: Lab, tmp_path: Path
+    lab: Lab, tmp_path: Path, plane: str
 ) -> None:
     """A link of 1400 octets behind isp2: the router quotes locators, the host learns 1392."""
-    with on_isp2(lab):
+    with on_isp2(lab, plane):
         configure(lab, "p2", "link set core mtu 1400\n")
         configure(lab, "core", "link set p2 mtu 1400\n")
         _fetch(lab, tmp_path)
@@ -141,9 +147,10 @@ def test_an_error_from_the_middle_reaches_the_host_in_its_own_terms(
         assert ping(lab, "a1", B1, "-M", "do", "-s", "1344")
 
 
-def test_an_unreachable_host_is_told_in_ulids(lab: Lab) -> None:
+@on_either_plane
+def test_an_unreachable_host_is_told_in_ulids(lab: Lab, plane: str) -> None:
     """The far gateway's kernel refuses a port: b1's own error, restored, names ULIDs."""
-    with on_isp2(lab), datagrams(lab) as (sender, receiver):
+    with on_isp2(lab, plane), datagrams(lab) as (sender, receiver):
         receiver.close()
         sender.settimeout(3)
         sender.send(b"anybody?")
@@ -162,8 +169,11 @@ COMMIT
 """
 
 
+@on_either_plane
 @pytest.mark.parametrize("firewalls", [(), ("agw", "bgw")], ids=["stateless", "stateful"])
-def test_fragments_of_a_re_homed_pair_arrive(lab: Lab, firewalls: tuple[str, ...]) -> None:
+def test_fragments_of_a_re_homed_pair_arrive(
+    lab: Lab, firewalls: tuple[str, ...], plane: str
+) -> None:
     """Connection tracking hands us datagrams that it put together; they must go on as fragments.
 
     A datagram of 1,453 to 1,460 octets is the hard case: it fits the host's link, but not
@@ -171,7 +181,7 @@ def test_fragments_of_a_re_homed_pair_arrive(lab: Lab, firewalls: tuple[str, ...
     """
     for node in firewalls:
         restore_rules(lab, node, STATEFUL)
-    with on_isp2(lab) as (alpha, beta), datagrams(lab) as (sender, receiver):
+    with on_isp2(lab, plane) as (alpha, beta), datagrams(lab) as (sender, receiver):
         for octets in (1452, 1450, 2000, 3000, 3700):
             eventually(
                 partial(_passes, sender, receiver, octets),
@@ -185,8 +195,11 @@ def test_fragments_of_a_re_homed_pair_arrive(lab: Lab, firewalls: tuple[str, ...
             )
 
 
-def test_fragments_of_any_size_arrive_where_nothing_puts_them_together(lab: Lab) -> None:
-    with on_isp2(lab), datagrams(lab) as (sender, receiver):
+@on_either_plane
+def test_fragments_of_any_size_arrive_where_nothing_puts_them_together(
+    lab: Lab, plane: str
+) -> None:
+    with on_isp2(lab, plane), datagrams(lab) as (sender, receiver):
         for octets in (4000, 9000, 60_000):
             eventually(
                 partial(_passes, sender, receiver, octets),

@@ -15,7 +15,6 @@ from m6proxy.shim.transitions import State
 from m6proxy.shim.verdict import CONSUMED
 from m6proxy.wire.message import (
     I1,
-    I2,
     R1,
     R2,
     ErrorCode,
@@ -24,7 +23,6 @@ from m6proxy.wire.message import (
     Keepalive,
     R1bis,
     UpdateAck,
-    UpdateRequest,
 )
 from m6proxy.wire.options import (
     METHOD_CGA,
@@ -40,12 +38,15 @@ from tests.harness.cga import become_cga, key, make, public_octets, sign
 from tests.harness.packets import control, find_messages, udp
 from tests.harness.pair import B1, Pair
 from tests.shim.exchange import EVE
+from tests.shim.nameless import Nameless, proofs
 
 PREFIX = address("2001:db8:c1:1::")[:8]
 H1, MADE = make(public_octets(key()), PREFIX)
 H2, H3 = address("2001:db8:c2:1::7"), address("2001:db8:c3:1::7")
 PARAMETERS = CgaOption(MADE.encode())
 THIEFS = CgaOption(make(public_octets(key(1)), PREFIX)[1].encode())
+HOST = Nameless(H1)
+exchange, update = HOST.exchange, HOST.update
 
 
 def listed(*locators: Address, generation: int = 3, methods: tuple[int, ...] = ()) -> LocatorList:
@@ -59,29 +60,11 @@ def signed(*locators: Address, generation: int = 3, by: int = 0) -> CgaSignature
 OFFER = (listed(H1, H2), PARAMETERS, signed(H1, H2))
 
 
-def exchange(pair: Pair, source: Address, *options: Option) -> object:
-    """A host without a name sets a context up with b1; returns the verdict about its I2."""
-    identity = () if source == H1 else (UlidPairOption(H1, B1),)
-    pair.inject(pair.beta, control(source, B1, I1(0xE0E, 1, identity)))
-    (_, _, r1) = find_messages(pair.beta.sent, R1)[-1]
-    message = I2(0xE0E, 1, r1.responder_nonce, (*r1.options, *identity, *options))
-    return pair.inject(pair.beta, control(source, B1, message))
-
-
-def proofs(pair: Pair) -> dict[Address, Proof]:
-    return {locator.address: locator.proof for locator in pair.beta.context.peer_locators}
-
-
 def with_cga() -> Pair:
     pair = Pair()
     assert exchange(pair, H1, *OFFER) is CONSUMED
     assert pair.beta.context.state is State.ESTABLISHED
     return pair
-
-
-def update(pair: Pair, *options: Option) -> object:
-    request = UpdateRequest(pair.beta.context.local_tag, 5, options)
-    return pair.inject(pair.beta, control(H1, B1, request))
 
 
 def errors(pair: Pair) -> list[tuple[int, int, int]]:

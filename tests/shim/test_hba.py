@@ -23,7 +23,6 @@ from m6proxy.wire.message import (
     Keepalive,
     R1bis,
     UpdateAck,
-    UpdateRequest,
     find,
     parse_message,
 )
@@ -41,6 +40,7 @@ from tests.harness.hba import become_hba, hba_set
 from tests.harness.packets import control, find_messages, udp
 from tests.harness.pair import B1, B1_ISP2, Pair
 from tests.shim.exchange import EVE
+from tests.shim.nameless import Nameless, proofs
 from tests.vectors import load_vectors
 
 UNPROVED_ULID = Reason.UNPROVED_ULID
@@ -49,23 +49,12 @@ MADE = hba_set(PREFIXES)
 H1, H2, H3 = (octets for octets, _ in MADE)
 PARAMETERS = CgaOption(MADE[0][1].encode())
 (THIEF, THIEFS), _ = hba_set([PREFIXES[0], EVE[:8]], seed=2)
+HOST = Nameless(H1)
+exchange, update = HOST.exchange, HOST.update
 
 
 def listed(*locators: Address, methods: tuple[int, ...] = (), generation: int = 3) -> LocatorList:
     return LocatorList(generation, methods or (METHOD_HBA,) * len(locators), locators)
-
-
-def exchange(pair: Pair, source: Address, *options: Option, ulid: Address = H1) -> object:
-    """A host without a name sets a context up with b1; returns the verdict about its I2."""
-    identity = () if source == ulid else (UlidPairOption(ulid, B1),)
-    pair.inject(pair.beta, control(source, B1, I1(0xE0E, 1, identity)))
-    (_, _, r1) = find_messages(pair.beta.sent, R1)[-1]
-    message = I2(0xE0E, 1, r1.responder_nonce, (*r1.options, *identity, *options))
-    return pair.inject(pair.beta, control(source, B1, message))
-
-
-def proofs(pair: Pair) -> dict[Address, Proof]:
-    return {locator.address: locator.proof for locator in pair.beta.context.peer_locators}
 
 
 def with_hba() -> Pair:
@@ -73,11 +62,6 @@ def with_hba() -> Pair:
     assert exchange(pair, H1, listed(H1, H2), PARAMETERS) is CONSUMED
     assert pair.beta.context.state is State.ESTABLISHED
     return pair
-
-
-def update(pair: Pair, *options: Option, source: Address = H1) -> object:
-    request = UpdateRequest(pair.beta.context.local_tag, 5, options)
-    return pair.inject(pair.beta, control(source, B1, request))
 
 
 # --- what it is for --------------------------------------------------------------------------
@@ -284,7 +268,7 @@ def test_a_thief_with_the_parameters_of_another_gets_no_context(
 
 def test_a_prefix_of_a_thief_in_a_set_of_its_own_proves_no_ulid_of_another() -> None:
     pair = Pair()
-    exchange(pair, EVE, listed(THIEF, EVE), CgaOption(THIEFS.encode()), ulid=H1)
+    exchange(pair, EVE, listed(THIEF, EVE), CgaOption(THIEFS.encode()))
     assert pair.beta.engine.drops == {Reason.UNPROVED_ULID: 1}
 
 

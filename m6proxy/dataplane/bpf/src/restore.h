@@ -191,6 +191,15 @@ ALWAYS int with_option(struct __sk_buff *skb, __u32 link_octets, const struct se
 			(__u64)MODE_DSTOPT << 56 | (bpf_be64_to_cpu(view->upper) & 0xFFFFFFFF));
 }
 
+/* A piece of a re-homed datagram: connection tracking may put it together behind us, and then it
+ * must not be marked. The fragment header names what is inside. */
+ALWAYS int is_piece(const struct view *view)
+{
+	return view->head.next_header == NEXT_FRAGMENT &&
+	       (!view->has_upper || upper_octet(view, 0) == NEXT_SHIM ||
+		is_chained(upper_octet(view, 0)));
+}
+
 /* A pair that sends on its ULIDs, or a re-homed one that its addresses alone tell. */
 ALWAYS int with_pair(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
 		     struct view *view)
@@ -233,6 +242,8 @@ ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
 	if (is_chained(view.head.next_header) &&
 	    walk(skb, link_octets, &view) == CHAIN_OTHER)
 		return slow(COUNT_SLOW_CHAIN);
+	if (is_piece(&view))
+		return slow(COUNT_SLOW_FRAGMENT);
 	settled = settled_of(&view.head.at);
 	if (is_settled(settled, &view.head.at) && !is_dns_answer(&view)) {
 		set_mark(skb, settings, MARK_PAST);
