@@ -43,15 +43,9 @@ QUICK = {
 }
 """Changes of the lab's configuration: a context after two packets, silence noticed in a second."""
 
+EXTHDR = {**QUICK, "send_timeout_s: 3": "send_timeout_s: 1\n  demux: [exthdr]"}
 IN_KERNEL = {"control:": "fast_path: bpf\ncontrol:"}
-PLANES = {
-    "nfqueue": QUICK,
-    "bpf": {
-        **QUICK,
-        **IN_KERNEL,
-        "send_timeout_s: 3": "send_timeout_s: 1\n  demux: [exthdr]",
-    },
-}
+PLANES = {"nfqueue": EXTHDR, "bpf": {**EXTHDR, **IN_KERNEL}}
 """Python moves every packet, or the kernel's programs do, with the same header."""
 
 Json = dict[str, Any]

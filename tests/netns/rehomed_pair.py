@@ -15,6 +15,7 @@ from tests.harness.gateway import (
     A1_ISP2,
     B1,
     B1_ISP2,
+    EXTHDR,
     QUICK,
     Gateway,
     both,
@@ -26,7 +27,7 @@ from tests.harness.netns import eventually
 from tests.steering.namespaces import inside
 
 MODES = {
-    "exthdr": QUICK,
+    "exthdr": EXTHDR,
     "flowlabel": {
         **QUICK,
         "send_timeout_s: 3": "send_timeout_s: 1\n  demux: [flowlabel, exthdr]",
@@ -48,9 +49,11 @@ ON_ISP2 = {
 
 
 @contextmanager
-def on_isp2(lab: Lab, mode: str) -> Iterator[tuple[Gateway, Gateway]]:
+def on_isp2(
+    lab: Lab, mode: str, changes: dict[str, str] | None = None
+) -> Iterator[tuple[Gateway, Gateway]]:
     """Both gateways in a mode, with the pair a1, b1 moved to isp2 of both sites."""
-    with both(lab, MODES[mode]) as (alpha, beta):
+    with both(lab, {**MODES[mode], **(changes or {})}) as (alpha, beta):
         established(lab, alpha, beta)
         faults.cut(lab, "alpha.isp1")
         faults.cut(lab, "beta.isp1")

@@ -38,7 +38,7 @@ from tests.harness.gateway import (
     B1,
     B1_ISP2,
     C1,
-    QUICK,
+    PLANES,
     Capture,
     Gateway,
     Json,
@@ -165,8 +165,9 @@ def _key(context: Json | None) -> list[object]:
     return [context[key] for key in keys]
 
 
-def test_forgeries_are_counted_by_reason_and_change_nothing(lab: Lab) -> None:
-    with both(lab, QUICK) as (alpha, beta), raw_socket(lab, "core") as core:
+@pytest.mark.parametrize("plane", PLANES)
+def test_forgeries_are_counted_by_reason_and_change_nothing(lab: Lab, plane: str) -> None:
+    with both(lab, PLANES[plane]) as (alpha, beta), raw_socket(lab, "core") as core:
         established(lab, alpha, beta)
         context = alpha.context(A1, B1)
         assert context is not None
@@ -194,10 +195,11 @@ def _sum(gateway: Gateway, reason: str) -> int:
     return sum(count for name, count in gateway.drops().items() if reason in name)
 
 
-def test_a_flood_of_garbage_leaves_a_re_homed_session_alone(lab: Lab) -> None:
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_flood_of_garbage_leaves_a_re_homed_session_alone(lab: Lab, plane: str) -> None:
     """Random octets behind next header 140, from the peer's own addresses, to both locators."""
     chance = random.Random(5533)
-    with both(lab, QUICK) as (alpha, beta), raw_socket(lab, "core") as core:
+    with both(lab, PLANES[plane]) as (alpha, beta), raw_socket(lab, "core") as core:
         established(lab, alpha, beta)
         faults.cut(lab, "alpha.isp1")
         rehomed(lab, alpha, (A1_ISP2, B1))
@@ -254,10 +256,14 @@ def _seen(capture: Capture, packet: bytes) -> bool:
     return True
 
 
-def test_protocols_that_nobody_knows_pass_and_re_home(lab: Lab) -> None:
+@pytest.mark.parametrize("plane", PLANES)
+def test_protocols_that_nobody_knows_pass_and_re_home(lab: Lab, plane: str) -> None:
     """Before there is a context, with one, and re-homed; up to what fits with 8 octets more."""
     protocols = (EXPERIMENT, NEXT_SCTP, NEXT_ESP, socket.IPPROTO_AH)
-    with both(lab, QUICK) as (alpha, beta):
+    rewritten, restored = (
+        ("kernel_rewritten", "kernel_restored") if plane == "bpf" else ("rewritten", "restored")
+    )
+    with both(lab, PLANES[plane]) as (alpha, beta):
         _crosses(lab, EXPERIMENT, 100)
         established(lab, alpha, beta)
         for protocol in protocols:
@@ -270,5 +276,5 @@ def test_protocols_that_nobody_knows_pass_and_re_home(lab: Lab) -> None:
             _crosses(lab, protocol, 1201)
             _crosses(lab, protocol, 1452)
         after = alpha.ask("/v1/status")["packets"]
-        assert after["rewritten"] - before["rewritten"] >= 3 * len(protocols)
-        assert after["restored"] - before["restored"] >= 3 * len(protocols)
+        assert after[rewritten] - before[rewritten] >= 3 * len(protocols)
+        assert after[restored] - before[restored] >= 3 * len(protocols)

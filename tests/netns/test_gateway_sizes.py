@@ -19,6 +19,7 @@ from tests.harness.gateway import (
     A1,
     A1_ISP2,
     B1,
+    IN_KERNEL,
     PLANES,
     Gateway,
     both,
@@ -31,6 +32,7 @@ from tests.harness.gateway import (
 )
 from tests.harness.netns import eventually, run_in
 from tests.harness.netns import lab as lab
+from tests.netns.rehomed_pair import on_isp2 as moved
 from tests.steering.namespaces import inside
 
 pytestmark = pytest.mark.netns
@@ -145,6 +147,23 @@ def test_an_error_from_the_middle_reaches_the_host_in_its_own_terms(
         ping(lab, "a1", B1, "-M", "do", "-s", "1400")
         eventually(lambda: _path_mtu(lab, "a1", B1) == 1392, deadline_s=5, what="the host was told")
         assert ping(lab, "a1", B1, "-M", "do", "-s", "1344")
+
+
+ROOM = {"exthdr": 8, "dstopt": 40, "flowlabel": 0, "identifier": 0}
+"""Octets that TCP has to leave, by mode (decision 21 for dstopt)."""
+
+
+@pytest.mark.parametrize("mode", ROOM)
+def test_tcp_finds_the_largest_packets_of_a_path_in_each_mode(
+    lab: Lab, tmp_path: Path, mode: str
+) -> None:
+    """In the kernel: first over 1500 octets, then over a link of 1400 in the middle."""
+    with moved(lab, mode, IN_KERNEL):
+        for link_octets in (1500, 1400):
+            configure(lab, "p2", f"link set core mtu {link_octets}\n")
+            configure(lab, "core", f"link set p2 mtu {link_octets}\n")
+            _fetch(lab, tmp_path)
+            assert _path_mtu(lab, "b1", A1) == link_octets - ROOM[mode]
 
 
 @on_either_plane
