@@ -21,7 +21,7 @@ LOCATORS_MAX: Final = 4
 DNS_OCTETS_MAX: Final = 1472
 """The longest DNS answer that is copied; a longer one goes to Python."""
 
-SETTINGS: Final = "m6p_settings_v1"
+SETTINGS: Final = "m6p_settings_v2"
 OUT: Final = "m6p_out_v1"
 TAG: Final = "m6p_tag_v1"
 PAIR: Final = "m6p_pair_v1"
@@ -94,8 +94,6 @@ class SettingsFlag(IntFlag):
     """Some context is found by its flow label."""
     SENT_LABELS = 4
     """Some context sends with a flow label, or without any tag."""
-    EXPRESS = 8
-    """Packets may go past the gateway's IPv6 stack: nobody else would see them there."""
 
 
 @unique
@@ -426,8 +424,10 @@ class Settings:
     """After how much silence a flow's packet is told; 0: never."""
     overdue_ns: int = 0
     """TCP packets of a flow that nothing answers for so long are for Python; 0: never."""
+    express_until_ns: int = 0
+    """Until then packets may go past the gateway's IPv6 stack: nobody else would see them there."""
 
-    LAYOUT = struct.Struct(f"={PREFIXES_MAX * 40}s{_UPLINK_SLOTS}I5I4x6Q")
+    LAYOUT = struct.Struct(f"={PREFIXES_MAX * 40}s{_UPLINK_SLOTS}I5I4x7Q")
 
     def __post_init__(self) -> None:
         if len(self.prefixes) > PREFIXES_MAX or len(self.uplinks) > UPLINKS_MAX:
@@ -454,6 +454,7 @@ class Settings:
             self.ask_again_ns,
             self.wake_ns,
             self.overdue_ns,
+            self.express_until_ns,
         )
 
 

@@ -74,7 +74,7 @@ class BpfDataPlane:
         self._lost_seen = self._counter(Counter.EVENTS_LOST)
         self._timer: asyncio.TimerHandle | None = None
         self._failed = 0
-        self._is_express = False
+        self._express_until_ns = 0
         self._is_open = False
 
     # --- as any data plane -------------------------------------------------------------------
@@ -162,9 +162,13 @@ class BpfDataPlane:
         self._settings = self._site.settings_with(down)
         self._write_settings()
 
-    def note_express(self, allowed: bool) -> None:
-        """Whether packets may go past the gateway's IPv6 stack; at first they may not."""
-        self._is_express = allowed
+    def note_express(self, until_ns: int) -> None:
+        """Let packets go past the gateway's IPv6 stack until this moment of the monotonic clock.
+
+        0: not at all, as at first. Whoever says more says it again in time: when we die, packets
+        take the ordinary way soon, where rules that come meanwhile are heeded.
+        """
+        self._express_until_ns = until_ns
         self._write_settings()
 
     def reattach(self) -> list[str]:
@@ -210,9 +214,9 @@ class BpfDataPlane:
             flags |= SettingsFlag.LABELS
         if self._flows.sent_labels:
             flags |= SettingsFlag.SENT_LABELS
-        if self._is_express:
-            flags |= SettingsFlag.EXPRESS
-        self._site.write_settings(replace(self._settings, flags=flags))
+        self._site.write_settings(
+            replace(self._settings, flags=flags, express_until_ns=self._express_until_ns)
+        )
 
     # --- events -------------------------------------------------------------------------------
 

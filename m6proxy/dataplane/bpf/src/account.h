@@ -42,7 +42,7 @@ ALWAYS const struct settings *settings_of(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&m6p_settings_v1, &zero);
+	return bpf_map_lookup_elem(&m6p_settings_v2, &zero);
 }
 
 ALWAYS void announce_awake(__u32 slot, __u64 now_ns)

@@ -184,7 +184,6 @@ enum settings_flags {
 	SETTINGS_SLOW_MISSES = 1, /* all packets that have no context are for Python */
 	SETTINGS_LABELS = 2,      /* some context is found by its flow label */
 	SETTINGS_SENT_LABELS = 4, /* some context sends with a flow label, or bare */
-	SETTINGS_EXPRESS = 8,     /* nobody else would see packets in the gateway's IPv6 stack */
 };
 
 struct settings {
@@ -202,6 +201,7 @@ struct settings {
 	__u64 ask_again_ns;    /* between two EVENT_RIPE of one pair */
 	__u64 wake_ns;         /* 0: no EVENT_AWAKE */
 	__u64 overdue_ns;      /* TCP unanswered for so long is for Python; 0: never */
+	__u64 express_until_ns; /* nobody else would see packets in the gateway's IPv6 stack */
 };
 
 #define CONTEXTS_DEFAULT 65536
@@ -211,7 +211,7 @@ struct {
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct settings);
-} m6p_settings_v1 SEC(".maps");
+} m6p_settings_v2 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
