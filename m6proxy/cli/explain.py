@@ -47,7 +47,10 @@ def explain(
     control: Path | None,
     as_json: bool,
 ) -> None:
-    """What would happen to a packet. Nothing is sent, and nothing changes."""
+    """What would happen to a packet: by the engine, and by the programs in the kernel.
+
+    Where these would not do the same it says so. Nothing is sent, and nothing changes.
+    """
     from m6proxy.cli.screen import show_json, show_lines
 
     if (octets is None) == (source is None or destination is None):
@@ -63,19 +66,26 @@ def explain(
 
 
 def _lines(answer: dict[str, Any]) -> list[tuple[str, object]]:
-    reason = f" ({answer['reason']})" if "reason" in answer else ""
-    lines = [
-        (answer["direction"], _shape(answer["before"])),
-        (answer["verdict"], answer["why"] + reason),
-    ]
-    if "after" in answer:
-        lines.append(("becomes", _shape(answer["after"])))
-    context = answer.get("context")
+    engine, kernel = answer["engine"], answer["kernel"]
+    lines: list[tuple[str, object]] = [(answer["direction"], _shape(answer["before"]))]
+    lines += _half("engine", engine)
+    context = engine.get("context")
     if context is not None:
         lines.append(("context", f"{context['pair']}, {context['state']}"))
         lines.append(("locators", f"{context['locators']}, {context['demux']}"))
-    lines += [("also", text) for text in answer.get("effects", ())]
+    lines += _half("kernel", kernel)
+    if answer["agree"] is not None:
+        no = "no: the kernel and the engine would not do the same"
+        lines.append(("agree", "yes" if answer["agree"] else no))
     return lines
+
+
+def _half(name: str, half: dict[str, Any]) -> list[tuple[str, object]]:
+    reason = f" ({half['reason']})" if "reason" in half else ""
+    lines: list[tuple[str, object]] = [(name, f"{half['verdict']}: {half['why']}{reason}")]
+    if "after" in half:
+        lines.append(("becomes", _shape(half["after"])))
+    return lines + [("also", text) for text in half.get("effects", ())]
 
 
 def _shape(shape: dict[str, Any]) -> str:

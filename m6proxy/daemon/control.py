@@ -21,7 +21,7 @@ from aiohttp import web
 from m6proxy import __version__
 from m6proxy.daemon import clock, metrics, view
 from m6proxy.daemon.config import Config
-from m6proxy.daemon.explain import explain
+from m6proxy.daemon.explain import explain, with_kernel, without_kernel
 from m6proxy.daemon.journal import Journal
 from m6proxy.daemon.loop import Loop
 from m6proxy.dataplane.bpf.plane import BpfDataPlane
@@ -83,11 +83,11 @@ class ControlServer:
                 if row["count"] or request.query.get("all")
             ],
             "/v1/events": self._events,
-            "/v1/explain": self._explain,
             "/v1/flows": lambda _: self._flows(),
         }
         for url, answer in routes.items():
             app.router.add_get(url, _json_handler(answer))
+        app.router.add_get("/v1/explain", self._explain)
         app.router.add_post("/v1/park", self._park)
         app.router.add_post("/v1/unpark", self._unpark)
         app.router.add_get("/metrics", self._metrics)
@@ -172,13 +172,28 @@ class ControlServer:
             raise web.HTTPBadRequest(text="after is the number of an event")
         return [asdict(entry) for entry in self._journal.after(int(after))]
 
-    def _explain(self, request: web.Request) -> dict[str, Any]:
+    async def _explain(self, request: web.Request) -> web.Response:
+        interface = request.query.get("in", "")
         try:
             packet = bytes.fromhex(request.query.get("packet", ""))
-            interface = request.query.get("in", "")
-            return explain(self._engine, self._config, interface, packet, clock.monotonic())
+            told = explain(self._engine, self._config, interface, packet, clock.monotonic())
         except ValueError as wrong:
             raise web.HTTPBadRequest(text=str(wrong)) from None
+        return web.json_response(await self._by_kernel_too(told, interface, packet))
+
+    async def _by_kernel_too(
+        self, told: dict[str, Any], interface: str, packet: bytes
+    ) -> dict[str, Any]:
+        """Ask the programs as well, beside the event loop: the verifier takes its time."""
+        bpf, why = self.fast_path
+        if bpf is None:
+            return without_kernel(told, why)
+        try:
+            trial = bpf.trial(interface, packet, outbound=told["direction"] == "outbound")
+            outcome = await asyncio.to_thread(trial.run)
+        except (OSError, SetupError) as refused:
+            return without_kernel(told, f"the kernel does not try it: {refused}")
+        return with_kernel(told, outcome, bpf.uplink_name(outcome.uplink))
 
     async def _park(self, request: web.Request) -> web.Response:
         """``for_s``: seconds; answers when the peers did, or after ``PARK_WITHIN_S``."""

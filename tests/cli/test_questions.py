@@ -246,24 +246,28 @@ EXPLAINED: dict[str, Any] = {
         "octets": 60,
         "packet": "60",
     },
-    "verdict": "rewritten",
-    "why": "as its context says",
-    "after": {
-        "source": "2001:db8:a2::11",
-        "destination": "2001:db8:b2::11",
-        "next_header": 6,
-        "flow_label": 0xBEEF,
-        "octets": 60,
-        "packet": "60",
+    "engine": {
+        "verdict": "rewritten",
+        "why": "as its context says",
+        "after": {
+            "source": "2001:db8:a2::11",
+            "destination": "2001:db8:b2::11",
+            "next_header": 6,
+            "flow_label": 0xBEEF,
+            "octets": 60,
+            "packet": "60",
+        },
+        "context": {
+            "pair": "2001:db8:a1::11 -> 2001:db8:b1::11",
+            "locators": "2001:db8:a2::11 -> 2001:db8:b2::11",
+            "state": "ESTABLISHED",
+            "demux": "flowlabel",
+            "tag": "0000deadbeef",
+        },
+        "effects": ["event: silence noticed"],
     },
-    "context": {
-        "pair": "2001:db8:a1::11 -> 2001:db8:b1::11",
-        "locators": "2001:db8:a2::11 -> 2001:db8:b2::11",
-        "state": "ESTABLISHED",
-        "demux": "flowlabel",
-        "tag": "0000deadbeef",
-    },
-    "effects": ["event: silence noticed"],
+    "kernel": {"verdict": "none", "why": "fast_path is off"},
+    "agree": None,
 }
 
 
@@ -279,10 +283,25 @@ def test_explain_makes_the_packet_that_was_described(tmp_path: Path) -> None:
         result = run("explain", "--in", "lan0", *hosts, "--control", str(sock))
     assert asked == [path], asked
     lines = result.output.splitlines()
-    assert lines[0] == "outbound   2001:db8:a1::11 to 2001:db8:b1::11, next header 6, 60 octets"
-    assert lines[1] == "rewritten  as its context says"
+    assert lines[0] == "outbound  2001:db8:a1::11 to 2001:db8:b1::11, next header 6, 60 octets"
+    assert lines[1] == "engine    rewritten: as its context says"
     assert lines[2].endswith("next header 6, 60 octets, flow label 0beef")
-    assert lines[-1] == "also       event: silence noticed"
+    assert lines[3] == "also      event: silence noticed"
+    assert lines[-1] == "kernel    none: fast_path is off"
+
+
+def test_explain_says_when_the_kernel_would_not_do_the_same(tmp_path: Path) -> None:
+    kernel = {"verdict": "unchanged", "why": "past the queue", "effects": []}
+    for agree, line in (
+        (False, "agree     no: the kernel and the engine would not do the same"),
+        (True, "agree     yes"),
+    ):
+        sock = tmp_path / "d.sock"
+        answer = EXPLAINED | {"kernel": kernel, "agree": agree}
+        path = "/v1/explain?in=lan0&packet=60"
+        with daemon(sock, {path: (200, json.dumps(answer))}):
+            result = run("explain", "--in", "lan0", "--packet", "60", "--control", str(sock))
+        assert result.output.splitlines()[-2:] == ["kernel    unchanged: past the queue", line]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from m6proxy.daemon.config import Config, parse_config
-from m6proxy.daemon.explain import explain
+from m6proxy.daemon.explain import explain, with_kernel, without_kernel
+from m6proxy.dataplane.bpf.layout import Counter, EventKind, Mode, OutFlow
+from m6proxy.dataplane.bpf.trial import Fate, KernelOutcome
 from m6proxy.names import Address, address
 from m6proxy.wire.ipv6 import NEXT_UDP
 from m6proxy.wire.message import I1
@@ -20,8 +23,12 @@ LAN = CONFIG.lan[0]
 ELSEWHERE = address("2001:db8:c1::7")
 
 
-def _ask(pair: Pair, interface: str, packet: bytes, config: Config = CONFIG) -> dict[str, object]:
+def _explained(pair: Pair, interface: str, packet: bytes, config: Config = CONFIG) -> Any:
     return explain(pair.alpha.engine, config, interface, packet, pair.clock.now)
+
+
+def _ask(pair: Pair, interface: str, packet: bytes) -> Any:
+    return _explained(pair, interface, packet)["engine"]
 
 
 @pytest.mark.parametrize(
@@ -56,10 +63,36 @@ def test_a_packet_of_a_rehomed_pair_is_shown_before_and_after() -> None:
     told = _ask(pair, LAN, udp(A1, B1, b"x"))
     assert told["verdict"] == "rewritten"
     after, context = told["after"], told["context"]
-    assert isinstance(after, dict) and isinstance(context, dict)
     assert (after["source"], after["next_header"]) == ("2001:db8:a2:1::10", 140)
     assert after["octets"] == len(udp(A1, B1, b"x")) + 8
     assert context["demux"] == "exthdr" and context["state"] == "ESTABLISHED"
+
+
+def test_the_kernel_agrees_when_it_does_the_same_or_leaves_it_to_the_engine() -> None:
+    pair = Pair()
+    pair.establish()
+    pair.cut_provider("a", 1)
+    pair.stream(10.0, both=True)
+    packet = udp(A1, B1, b"x")
+    told = _explained(pair, LAN, packet)
+    after = bytes.fromhex(told["engine"]["after"]["packet"])
+    flow = OutFlow(after[8:40], Mode.EXTHDR, 0, 2)
+    sent = KernelOutcome(Fate.SENT, after, (Counter.REWRITTEN,), (), 2, flow)
+    whole = with_kernel(told, sent, "isp2")
+    assert whole["agree"] is True and whole["kernel"]["why"] == "for uplink isp2 in mode exthdr"
+    assert with_kernel(told, sent, "isp1")["agree"] is False
+    past = KernelOutcome(Fate.PAST, packet, (), (EventKind.RIPE,))
+    whole = with_kernel(told, past, None)
+    assert whole["agree"] is False and whole["kernel"]["verdict"] == "unchanged"
+    assert whole["kernel"]["effects"] == ["Python is told that the pair deserves a context"]
+    left = KernelOutcome(Fate.PYTHON, packet, (Counter.SLOW_FRAGMENT,), ())
+    whole = with_kernel(told, left, None)
+    assert whole["agree"] is True and whole["kernel"]["counters"] == ["SLOW_FRAGMENT"]
+    assert whole["kernel"]["why"] == "left to the engine because SLOW_FRAGMENT"
+    dropped = KernelOutcome(Fate.DROPPED, packet, (Counter.DROP_NO_FLOW,), ())
+    assert with_kernel(told, dropped, None)["agree"] is False
+    whole = without_kernel(told, "fast_path is off")
+    assert whole["agree"] is None and whole["kernel"]["verdict"] == "none"
 
 
 def test_a_drop_has_its_reason_and_an_unclaimed_packet_its_words() -> None:

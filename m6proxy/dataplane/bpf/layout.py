@@ -397,6 +397,12 @@ class SitePrefix:
         mask = (1 << 128) - (1 << (128 - self.prefix.length))
         return self.LAYOUT.pack(self.prefix.network, mask.to_bytes(16), self.flags)
 
+    @classmethod
+    def unpack(cls, octets: bytes) -> SitePrefix:
+        """Read its part of the settings."""
+        network, mask, flags = cls.LAYOUT.unpack(octets)
+        return cls(Prefix(network, int.from_bytes(mask).bit_count()), flags)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -456,6 +462,15 @@ class Settings:
             self.overdue_ns,
             self.express_until_ns,
         )
+
+    @classmethod
+    def unpack(cls, octets: bytes) -> Settings:
+        """Read the map's value; uplinks that are not there have the interface index 0."""
+        prefixes, _, *rest = cls.LAYOUT.unpack(octets)
+        uplinks, (_, count, *others) = rest[:UPLINKS_MAX], rest[UPLINKS_MAX:]
+        size = SitePrefix.LAYOUT.size
+        of_site = (prefixes[at : at + size] for at in range(0, count * size, size))
+        return cls(tuple(map(SitePrefix.unpack, of_site)), tuple(uplinks), *others)
 
 
 def _addresses(octets: bytes, count: int) -> tuple[Address, ...]:

@@ -22,6 +22,7 @@ from m6proxy.dataplane.bpf.layout import Counter, Event, EventKind, Miss, MissFl
 from m6proxy.dataplane.bpf.maps import Map
 from m6proxy.dataplane.bpf.ring import RingReader
 from m6proxy.dataplane.bpf.site import BpfSite
+from m6proxy.dataplane.bpf.trial import KernelTrial
 from m6proxy.dataplane.port import DataPlane, Sink
 from m6proxy.names import UlidPair
 from m6proxy.shim.adopt import LeftContext
@@ -177,6 +178,16 @@ class BpfDataPlane:
         if lines:
             self._write_settings()
         return lines
+
+    def trial(self, interface: str, packet: bytes, *, outbound: bool) -> KernelTrial:
+        """Prepare to ask the programs about a packet, as things stand now. Raises OSError."""
+        if self._flush_due:
+            self._flush_in_turn()
+        return self._site.trial(interface, packet, outbound=outbound)
+
+    def uplink_name(self, number: int) -> str | None:
+        """The uplink that has this number in the kernel."""
+        return next((name for name, one in self._site.numbers.items() if one == number), None)
 
     def counters(self) -> dict[Counter, int]:
         """Packets by what the programs did."""

@@ -18,6 +18,7 @@ from m6proxy.dataplane.bpf.links import Side
 from m6proxy.dataplane.bpf.load import BpfObject, read_object
 from m6proxy.dataplane.bpf.maps import Map
 from m6proxy.dataplane.bpf.takeover import Installation, install
+from m6proxy.dataplane.bpf.trial import Interface, KernelTrial
 from m6proxy.names import Prefix
 from m6proxy.shim.activity import OVERDUE_S, QUIET_S
 from m6proxy.shim.policy import EstablishPolicy
@@ -58,8 +59,10 @@ class BpfSite:
 
     def __init__(self, wanted: BpfSettings, folder: Path, source: BpfObject | None = None) -> None:
         self._wanted = wanted
+        self.source = source or read_object()
+        """What the programs are made from."""
         self._installation: Installation = install(
-            source or read_object(), folder, max_entries=_sizes(wanted.max_contexts)
+            self.source, folder, max_entries=_sizes(wanted.max_contexts)
         )
         self.maps: Mapping[str, Map] = self._installation.maps
         self.numbers = {one.name: number for number, one in enumerate(wanted.uplinks, start=1)}
@@ -92,7 +95,7 @@ class BpfSite:
         for name, side, program in self._places():
             index = _index(name)
             if index and self._attached.get((name, side)) != index:
-                suffix = "" if _has_link_layer(name) else "_l3"
+                suffix = "" if _link_address(name) is not None else "_l3"
                 self._installation.attach(f"{program}{suffix}", index, side)
                 self._attached[name, side] = index
                 lines.append(f"{name} ({side.value})")
@@ -117,6 +120,14 @@ class BpfSite:
         if settings != self._written:
             self.maps[layout.SETTINGS].update(bytes(4), settings.pack())
             self._written = settings
+
+    def trial(self, interface: str, packet: bytes, *, outbound: bool) -> KernelTrial:
+        """Prepare to ask the programs about a packet that comes in by an interface.
+
+        Raises OSError when the interface is not there, or the maps cannot be read.
+        """
+        at = Interface(socket.if_nametoindex(interface), _link_address(interface))
+        return KernelTrial(self.source, self.maps, packet, at, outbound=outbound)
 
     def release(self) -> None:
         """Leave everything to a successor."""
@@ -179,10 +190,10 @@ def _index(interface: str) -> int:
         return 0
 
 
-def _has_link_layer(interface: str) -> bool:
-    """Whether frames have an Ethernet header; PPP and tunnels have none."""
+def _link_address(interface: str) -> bytes | None:
+    """The interface's address where frames have an Ethernet header; PPP and tunnels have none."""
     request = struct.pack("=16sH14x", interface.encode(), 0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         answer = fcntl.ioctl(asking, _SIOCGIFHWADDR, request)
-    kind: int = struct.unpack_from("=H", answer, 16)[0]
-    return kind == _ARPHRD_ETHER
+    kind, octets = struct.unpack_from("=H6s", answer, 16)
+    return octets if kind == _ARPHRD_ETHER else None
