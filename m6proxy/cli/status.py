@@ -11,6 +11,8 @@ import click
 from m6proxy.cli.control import ask
 from m6proxy.cli.options import control_option, json_option
 
+_KERNEL = "kernel_"
+
 
 @click.command()
 @control_option
@@ -24,7 +26,7 @@ def status(control: Path | None, as_json: bool) -> None:
         show_json(answer)
         return
     states = ", ".join(f"{count} {state}" for state, count in answer["contexts"].items() if count)
-    packets = ", ".join(f"{count} {name}" for name, count in answer["packets"].items())
+    packets, in_kernel = _packets(answer["packets"])
     losses = ", ".join(f"{count} {name}" for name, count in answer["losses"].items() if count)
     show_lines(
         [
@@ -37,10 +39,22 @@ def status(control: Path | None, as_json: bool) -> None:
             ("contexts", states or "none"),
             ("peers", answer["peers"] or "none"),
             ("packets", packets),
+            *([("in kernel", in_kernel)] if answer["dataplane"] == "bpf" else []),
             ("lost", losses or "none"),
             ("dropped", answer["drops"] or "none"),
         ]
     )
+
+
+def _packets(counts: dict[str, int]) -> tuple[str, str]:
+    """What Python did, and of what the programs in the kernel did all that occurred."""
+    ours = [f"{count} {name}" for name, count in counts.items() if not name.startswith(_KERNEL)]
+    theirs = [
+        f"{count} {name.removeprefix(_KERNEL).replace('_', ' ')}"
+        for name, count in counts.items()
+        if name.startswith(_KERNEL) and count
+    ]
+    return ", ".join(ours), ", ".join(theirs) or "nothing yet"
 
 
 def _away(away: dict[str, Any] | None) -> list[tuple[str, str]]:

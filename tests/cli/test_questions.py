@@ -136,6 +136,15 @@ def test_status(tmp_path: Path) -> None:
     assert "dropped     7" in lines
 
 
+def test_status_says_what_occurred_in_the_kernel(tmp_path: Path) -> None:
+    """It named two dozen counters, most of them nought, in one line."""
+    packets = {"outbound": 12, "kernel_rewritten": 90, "kernel_slow_tag": 1, "kernel_split": 0}
+    answer = STATUS | {"dataplane": "bpf", "packets": packets}
+    lines = answered(tmp_path, "/v1/status", answer, "status").output.splitlines()
+    assert "packets     12 outbound" in lines
+    assert "in kernel   90 rewritten, 1 slow tag" in lines
+
+
 def test_contexts(tmp_path: Path) -> None:
     output = answered(tmp_path, "/v1/contexts", [CONTEXT, REHOMED], "contexts").output
     head, first, second = output.splitlines()
