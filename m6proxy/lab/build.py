@@ -103,6 +103,7 @@ def _claim(lab: Lab) -> None:
 
 
 def _build(lab: Lab, *, source_routing: bool) -> None:
+    _mount_pins(pins_path(lab))
     feed(["ip", "-batch", "-"], "".join(f"netns add {lab.namespace(n)}\n" for n in NODES))
     for node in NODES:
         feed(lab.inside(node, ["sh", "-es"]), plan.sysctl(node))
@@ -156,6 +157,11 @@ def config_path(lab: Lab, site: Site) -> Path:
     return lab.state_dir / f"{site.name}.yaml"
 
 
+def pins_path(lab: Lab) -> Path:
+    """Return where the gateways' daemons keep what outlives them in the kernel."""
+    return lab.state_dir / "bpf"
+
+
 def control_path(lab: Lab, site: Site) -> Path:
     """Return the control socket of a site's gateway."""
     return lab.state_dir / f"{site.name}.sock"
@@ -199,8 +205,18 @@ def down(lab: Lab) -> None:
         _remove_if_empty(shared)
 
 
+def _mount_pins(folder: Path) -> None:
+    """Mount a bpffs: what a daemon mounts under ``ip netns exec`` is gone with it.
+
+    A kernel that refuses is no fault of the lab: the daemon says what it does without.
+    """
+    folder.mkdir()
+    words = ["mount", "-t", "bpf", "m6proxy-lab", str(folder)]
+    subprocess.run(words, check=False, capture_output=True)
+
+
 def _unmount_below(directory: Path) -> None:
-    """Take away what a gateway's daemon mounted for its eBPF programs and did not live to end."""
+    """Take away the bpffs, and what a daemon mounted itself and did not live to end."""
     places = [Path(line.split()[1]) for line in Path("/proc/self/mounts").read_text().splitlines()]
     for place in reversed(places):
         if directory in place.parents:

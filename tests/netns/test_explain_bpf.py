@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from m6proxy.dataplane.bpf import layout
 from m6proxy.dataplane.bpf.maps import Map
 from m6proxy.dataplane.bpf.syscall import obj_get
-from m6proxy.lab.build import Lab
+from m6proxy.lab.build import Lab, pins_path
 from m6proxy.names import address
 from m6proxy.wire.ipv6 import build_packet
 from tests.harness.gateway import (
@@ -30,7 +29,6 @@ from tests.harness.gateway import (
 from tests.harness.netns import lab as lab
 from tests.harness.packets import icmp_error, rewritten, udp
 from tests.netns.test_gateway_bpf import bpf, on_isp2
-from tests.netns.test_gateway_bpf import pins as pins
 
 pytestmark = pytest.mark.netns
 
@@ -139,10 +137,10 @@ def test_what_is_left_to_the_engine_and_why(lab: Lab) -> None:
             assert told.lines[-2].endswith("left to the engine because SLOW_FRAGMENT")
 
 
-def test_a_kernel_that_does_something_else_is_told(lab: Lab, pins: Path) -> None:
+def test_a_kernel_that_does_something_else_is_told(lab: Lab) -> None:
     with on_isp2(lab, "exthdr") as (alpha, _):
         assert Explained(alpha, "lan0", _udp(A1, B1)).agree is True
-        out = Map.opened(obj_get(str(pins / "alpha" / f"map_{layout.OUT}")), layout.OUT)
+        out = Map.opened(obj_get(str(pins_path(lab) / "alpha" / f"map_{layout.OUT}")), layout.OUT)
         try:
             assert out.delete(address(A1) + address(B1))
         finally:
