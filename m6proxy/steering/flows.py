@@ -65,23 +65,28 @@ class RehomedChain:
 
         Pairs on their ULIDs have no rule. Needs a running event loop.
         """
+        differs = False
         for change in changes:
             if isinstance(change, RemoveFlow) or tuple(change.locators) == tuple(change.ulids):
+                differs |= change.ulids in self._wanted
                 self._wanted.pop(change.ulids, None)
             elif change.ulids not in self._wanted:
                 self._wanted[change.ulids] = None
+                differs |= len(self._wanted) <= self._limit
                 self._note_overflow()
         if len(self._wanted) <= self._limit:
             self._overflowed = False
-        if self._closed:
-            return
-        if self._worker is None and self._due() != self._written:
-            self._worker = asyncio.get_running_loop().create_task(self._follow())
+        if differs:
+            self._follow_later()
 
     def forget_written(self) -> None:
         """Somebody emptied the chain in the kernel: write it again, when there is anything."""
         self._written = ()
-        self.apply_flows(())
+        self._follow_later()
+
+    def _follow_later(self) -> None:
+        if not self._closed and self._worker is None and self._due() != self._written:
+            self._worker = asyncio.get_running_loop().create_task(self._follow())
 
     async def settle(self) -> None:
         """Return when the kernel has what was asked for so far, or a run failed."""

@@ -7,12 +7,20 @@ the slow way, where the engine knows them all.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from m6proxy.dataplane.bpf import layout
-from m6proxy.dataplane.bpf.layout import InFlag, InFlow, Mode, OutFlag, OutFlow, PairFlow
-from m6proxy.names import TAG_MASK, LocatorPair, UlidPair
+from m6proxy.dataplane.bpf.layout import (
+    InFlag,
+    InFlow,
+    Mode,
+    OutFlag,
+    OutFlow,
+    PairFlow,
+    pack_in,
+    pack_out,
+)
+from m6proxy.names import TAG_MASK, LocatorPair, Tag, UlidPair
 from m6proxy.shim.adopt import LeftContext
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import InstallFlow, KernelEntry
@@ -25,6 +33,7 @@ MODES: Final = {
     DemuxMode.IDENTIFIER: Mode.IDENTIFIER,
     DemuxMode.DSTOPT: Mode.DSTOPT,
 }
+_SLOW_MISS: Final = layout.Miss(flags=layout.MissFlag.SLOW).pack()
 _WANTED_SHIFT: Final = 4
 _FEATURES_SHIFT: Final = 8
 _MODE_SHIFT: Final = 56
@@ -39,55 +48,98 @@ class Place(NamedTuple):
     key: bytes
 
 
+Written: TypeAlias = tuple[str, bytes, bytes]
+"""Map, key and value."""
+
+
 def entries(flow: InstallFlow, numbers: dict[str, int]) -> dict[Place, bytes]:
     """All entries of a flow that has a slot; ``numbers`` are those of the uplinks by name."""
+    return {Place(name, key): value for name, key, value in each_entry(flow, numbers)}
+
+
+def each_entry(flow: InstallFlow, numbers: dict[str, int]) -> list[Written]:
+    """The same in the order of making."""
     entry = flow.kernel
     if entry is None:
-        return {}
-    return dict(_entries(flow, entry, numbers))
-
-
-def _entries(
-    flow: InstallFlow, entry: KernelEntry, numbers: dict[str, int]
-) -> Iterator[tuple[Place, bytes]]:
+        return []
     out_key = flow.ulids.local + flow.ulids.peer
-    in_key = flow.ulids.peer + flow.ulids.local
-    plain = entry.addresses == out_key
-    mode = Mode.ULIDS if plain else MODES[entry.mode]
-    out = OutFlow(
-        entry.addresses,
-        mode,
-        entry.slot,
-        numbers.get(entry.uplink or "", 0),
-        0xFFFF if plain else entry.mtu,
-        option_tail(flow.peer_tag) if mode is Mode.DSTOPT else payload_header(0, flow.peer_tag)[1:],
-        flow.peer_tag >> SHORT_BITS if mode is Mode.DSTOPT else entry.label,
-        _flags(entry),
-    )
-    yield Place(layout.OUT, out_key), out.pack()
+    found = [(layout.OUT, out_key, out_value(out_key, flow.peer_tag, entry, numbers))]
     if entry.slow:
-        miss = layout.Miss(flags=layout.MissFlag.SLOW)
-        yield Place(layout.MISSES, out_key), miss.pack()
-        return
-    if mode in (Mode.FLOWLABEL, Mode.IDENTIFIER):
-        sent = layout.sent_key(entry.addresses, entry.label if mode is Mode.FLOWLABEL else None)
-        yield Place(layout.SENT, sent), entry.slot.to_bytes(4, sys.byteorder)
-    pair = PairFlow(in_key, entry.slot, Mode.ULIDS)
-    yield Place(layout.PAIR, in_key), pair.pack()
-    bare = PairFlow(in_key, entry.slot, Mode.IDENTIFIER).pack()
-    for addresses in entry.untagged:
-        yield Place(layout.PAIR, addresses), bare
+        found.append((layout.MISSES, out_key, _SLOW_MISS))
+        return found
+    sent = sent_key(out_key, entry)
+    if sent is not None:
+        found.append((layout.SENT, sent, slot_value(entry)))
+    in_key = flow.ulids.peer + flow.ulids.local
+    found.append((layout.PAIR, in_key, PairFlow(in_key, entry.slot, Mode.ULIDS).pack()))
+    if entry.untagged:
+        bare = PairFlow(in_key, entry.slot, Mode.IDENTIFIER).pack()
+        found += [(layout.PAIR, addresses, bare) for addresses in entry.untagged]
+    inbound = _in_value(in_key, entry)
+    found += [(layout.TAG, layout.tag_key(MODES[demux], tag), inbound) for demux, tag in entry.tags]
+    return found
+
+
+def out_value(out_key: bytes, peer_tag: Tag, entry: KernelEntry, numbers: dict[str, int]) -> bytes:
+    """The value in OUT; ``out_key`` are the ULIDs, 32 octets, and the key there."""
+    mtu = entry.mtu
+    if entry.addresses == out_key:
+        mode, mtu = Mode.ULIDS, 0xFFFF
+    else:
+        mode = MODES[entry.mode]
+    if mode is Mode.DSTOPT:
+        tail, label = option_tail(peer_tag), peer_tag >> SHORT_BITS
+    else:
+        tail, label = payload_header(0, peer_tag)[1:], entry.label
+    uplink = numbers.get(entry.uplink or "", 0)
+    return pack_out(entry.addresses, mode, entry.slot, uplink, mtu, tail, label, _flags(entry))
+
+
+def sent_key(out_key: bytes, entry: KernelEntry) -> bytes | None:
+    """The key in SENT; its value is ``slot_value``. None where packets cannot be mistaken."""
+    if entry.addresses == out_key:
+        return None
+    if entry.mode is DemuxMode.FLOWLABEL:
+        return layout.sent_key(entry.addresses, entry.label)
+    return layout.sent_key(entry.addresses, None) if entry.mode is DemuxMode.IDENTIFIER else None
+
+
+def slot_value(entry: KernelEntry) -> bytes:
+    """A slot's number as a value."""
+    return entry.slot.to_bytes(4, sys.byteorder)
+
+
+def _in_value(in_key: bytes, entry: KernelEntry) -> bytes:
+    """The value in TAG.
+
+    Where there is room for all locators, their order is always the same: the engine has the
+    current one first, and the entry need not change whenever the context moves.
+    """
+    most = layout.LOCATORS_MAX
     peer, local = entry.peer_locators, entry.local_locators
-    complete = max(len(peer), len(local)) <= layout.LOCATORS_MAX
-    inbound = InFlow(
-        in_key,
-        entry.slot,
-        peer[: layout.LOCATORS_MAX],
-        local[: layout.LOCATORS_MAX],
-        InFlag.COMPLETE if complete else 0,
-    ).pack()
-    for demux, tag in entry.tags:
-        yield Place(layout.TAG, layout.tag_key(MODES[demux], tag)), inbound
+    if len(peer) <= most and len(local) <= most:
+        return pack_in(in_key, entry.slot, tuple(sorted(peer)), local, InFlag.COMPLETE)
+    return pack_in(in_key, entry.slot, peer[:most], local[:most], 0)
+
+
+def differs_outbound_alone(old: KernelEntry, new: KernelEntry) -> bool:
+    """Whether nothing but the entries of OUT and SENT can differ: the usual re-homing."""
+    before, after = old.peer_locators, new.peer_locators
+    return (
+        not old.slow
+        and not new.slow
+        and old.slot == new.slot
+        and old.tags == new.tags
+        and old.untagged == new.untagged
+        and old.local_locators == new.local_locators
+        and (
+            before == after
+            or (
+                len(before) == len(after) <= layout.LOCATORS_MAX >= len(new.local_locators)
+                and set(before) == set(after)
+            )
+        )
+    )
 
 
 def _flags(entry: KernelEntry) -> int:

@@ -8,12 +8,22 @@ others leave.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Final
 
 from m6proxy.dataplane.bpf import layout
-from m6proxy.dataplane.bpf.entries import ORDER, Left, Place, entries
+from m6proxy.dataplane.bpf.entries import (
+    ORDER,
+    Left,
+    Place,
+    differs_outbound_alone,
+    each_entry,
+    entries,
+    out_value,
+    sent_key,
+    slot_value,
+)
 from m6proxy.dataplane.bpf.layout import Miss, MissFlag, Mode
 from m6proxy.dataplane.bpf.maps import Map
 from m6proxy.names import UlidPair
@@ -21,6 +31,35 @@ from m6proxy.shim.adopt import LeftContext
 from m6proxy.shim.effects import InstallFlow
 
 _AGAIN_AT_ONCE: Final = 64
+_MODE_AT: Final = 7 if sys.byteorder == "little" else 0
+"""The octet of a key of TAG that tells the mode."""
+
+
+class _Batch:
+    """Changes of entries, by map."""
+
+    def __init__(self) -> None:
+        self.writes: dict[str, tuple[list[bytes], list[bytes], list[UlidPair]]] = {}
+        """Keys, values, and whose they are."""
+        self._gone: dict[Place, None] = {}
+
+    def write(self, name: str, key: bytes, value: bytes, pair: UlidPair) -> None:
+        if name not in self.writes:
+            self.writes[name] = [], [], []
+        keys, values, pairs = self.writes[name]
+        keys.append(key)
+        values.append(value)
+        pairs.append(pair)
+
+    def remove(self, name: str, key: bytes) -> None:
+        self._gone[Place(name, key)] = None
+
+    def gone(self) -> list[Place]:
+        """What is removed and not written by another flow."""
+        if not self._gone:
+            return []
+        written = {name: set(keys) for name, (keys, _, _) in self.writes.items()}
+        return [each for each in self._gone if each.key not in written.get(each.map, ())]
 
 
 class FlowMaps:
@@ -72,7 +111,8 @@ class FlowMaps:
         self._delete(left.stray)
         self._inherited = left.by_pair
         for of_flow in left.by_pair.values():
-            self._count(of_flow, 1)
+            for name, key in of_flow:
+                self._count(name, key, 1)
         return left.contexts()
 
     def disown(self) -> None:
@@ -80,28 +120,57 @@ class FlowMaps:
         self.apply(dict.fromkeys(self._inherited))
 
     def apply(self, changes: Mapping[UlidPair, InstallFlow | None]) -> None:
-        """Bring the kernel to what is wanted of these pairs; None takes a flow out."""
-        writes: dict[Place, tuple[bytes, UlidPair]] = {}
-        gone: dict[Place, None] = {}
+        """Bring the kernel to what is wanted of these pairs; None takes a flow out.
+
+        New entries are written before old ones go: a packet meets the one or the other.
+        """
         wanted = dict(changes)
-        if any(flow is None for flow in changes.values()):
+        if None in changes.values():
             again = islice(self._left_out.items(), _AGAIN_AT_ONCE)
             wanted = {**dict(again), **wanted}
+        batch = _Batch()
         for pair, flow in wanted.items():
-            old = self._take_out(pair)
-            new = entries(flow, self._numbers) if flow is not None else {}
-            if flow is not None and not new:
-                self._leave_out(pair, flow)
-            elif flow is not None:
-                self._installed[pair] = flow
-                self._count(new, 1)
-            writes |= {place: (new[place], pair) for place in new if old.get(place) != new[place]}
-            gone |= dict.fromkeys(place for place in old if place not in new)
-        self._delete([place for place in gone if place not in writes])
-        for pair in self._write(writes):
-            flow = self._installed[pair]
-            self._delete(list(self._take_out(pair)))
+            if not self._moved(batch, pair, flow):
+                self._replaced(batch, pair, flow)
+        refused = self._write(batch)
+        self._delete(batch.gone())
+        if refused:
+            self._squeeze(refused)
+
+    def _moved(self, batch: _Batch, pair: UlidPair, flow: InstallFlow | None) -> bool:
+        """The usual re-homing, which 100,000 contexts may have at once: one entry, or two."""
+        before = self._installed.get(pair)
+        if before is None or flow is None or before.kernel is None or flow.kernel is None:
+            return False
+        if not differs_outbound_alone(before.kernel, flow.kernel):
+            return False
+        key = pair.local + pair.peer
+        old, new = sent_key(key, before.kernel), sent_key(key, flow.kernel)
+        if old != new:
+            if old is not None:
+                batch.remove(layout.SENT, old)
+                self.sent_labels -= 1
+            if new is not None:
+                batch.write(layout.SENT, new, slot_value(flow.kernel), pair)
+                self.sent_labels += 1
+        value = out_value(key, flow.peer_tag, flow.kernel, self._numbers)
+        batch.write(layout.OUT, key, value, pair)
+        self._installed[pair] = flow
+        return True
+
+    def _replaced(self, batch: _Batch, pair: UlidPair, flow: InstallFlow | None) -> None:
+        old = self._take_out(pair)
+        new = each_entry(flow, self._numbers) if flow is not None else []
+        if flow is not None and not new:
             self._leave_out(pair, flow)
+        elif flow is not None:
+            self._installed[pair] = flow
+        for name, key, value in new:
+            self._count(name, key, 1)
+            if not old or old.pop(Place(name, key), None) != value:
+                batch.write(name, key, value, pair)
+        for place in old:
+            batch.remove(*place)
 
     def _take_out(self, pair: UlidPair) -> dict[Place, bytes]:
         self._left_out.pop(pair, None)
@@ -109,36 +178,45 @@ class FlowMaps:
         old = self._inherited.pop(pair, {})
         if flow is not None:
             old = entries(flow, self._numbers)
-        self._count(old, -1)
+        for name, key in old:
+            self._count(name, key, -1)
         return old
 
     def _leave_out(self, pair: UlidPair, flow: InstallFlow) -> None:
         self._left_out[pair] = flow
         self.overflowed += 1
 
-    def _write(self, writes: Mapping[Place, tuple[bytes, UlidPair]]) -> set[UlidPair]:
-        refused: set[UlidPair] = set()
+    def _write(self, batch: _Batch) -> _Batch | None:
+        """Write it; return those for which there was no room, None when there are none."""
+        refused = _Batch()
         for name in ORDER:
-            of_map = [(place.key, value, pair) for place, (value, pair) in writes.items()
-                      if place.map == name]  # fmt: skip
-            if of_map:
-                keys, values, pairs = zip(*of_map, strict=True)
-                refused |= {pairs[n] for n in self._maps[name].update_batch(keys, values)}
-        return refused
+            if name in batch.writes:
+                keys, values, pairs = batch.writes[name]
+                for n in self._maps[name].update_batch(keys, values):
+                    refused.write(name, keys[n], values[n], pairs[n])
+        return refused if refused.writes else None
 
-    def _delete(self, places: list[Place]) -> None:
+    def _squeeze(self, refused: _Batch) -> None:
+        """There may be room now that old entries went; whole flows without it are left out."""
+        again = self._write(refused)
+        if again is None:
+            return
+        pairs = dict.fromkeys(pair for _, _, pairs in again.writes.values() for pair in pairs)
+        for pair in pairs:
+            flow = self._installed[pair]
+            self._delete(list(self._take_out(pair)))
+            self._leave_out(pair, flow)
+
+    def _delete(self, places: Iterable[Place]) -> None:
+        keys: dict[str, list[bytes]] = {}
+        for name, key in places:
+            keys.setdefault(name, []).append(key)
         for name in reversed(ORDER):
-            keys = [place.key for place in places if place.map == name]
-            if keys:
-                self._maps[name].delete_batch(keys)
+            if name in keys:
+                self._maps[name].delete_batch(keys[name])
 
-    def _count(self, of_flow: Mapping[Place, bytes], step: int) -> None:
-        for place in of_flow:
-            if place.map == layout.SENT:
-                self.sent_labels += step
-            elif place.map == layout.TAG and _mode_of(place.key) is Mode.FLOWLABEL:
-                self.labels += step
-
-
-def _mode_of(key: bytes) -> Mode:
-    return Mode(int.from_bytes(key, sys.byteorder) >> 56)
+    def _count(self, name: str, key: bytes, step: int) -> None:
+        if name == layout.SENT:
+            self.sent_labels += step
+        elif name == layout.TAG and key[_MODE_AT] == Mode.FLOWLABEL:
+            self.labels += step

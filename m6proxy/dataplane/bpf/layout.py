@@ -200,15 +200,15 @@ class OutFlow:
 
     def pack(self) -> bytes:
         """Return the map's value."""
-        return self.LAYOUT.pack(
+        return pack_out(
             self.locators,
-            self.tail,
-            self.label.to_bytes(4),
-            self.mtu,
             self.mode,
-            self.uplink,
-            self.flags,
             self.slot,
+            self.uplink,
+            self.mtu,
+            self.tail,
+            self.label,
+            self.flags,
         )
 
     @classmethod
@@ -225,6 +225,23 @@ class OutFlow:
             int.from_bytes(label),
             flags,
         )
+
+
+_pack_out: Final = OutFlow.LAYOUT.pack
+
+
+def pack_out(
+    locators: bytes,
+    mode: Mode,
+    slot: int,
+    uplink: int,
+    mtu: int,
+    tail: bytes,
+    label: int,
+    flags: int,
+) -> bytes:
+    """What ``OutFlow(...).pack()`` returns, for who writes 100,000 of them in a second."""
+    return _pack_out(locators, tail, label.to_bytes(4), mtu, mode, uplink, flags, slot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,21 +265,27 @@ class InFlow:
 
     def pack(self) -> bytes:
         """Return the map's value."""
-        return self.LAYOUT.pack(
-            self.ulids,
-            self.slot,
-            len(self.peer),
-            len(self.local),
-            self.flags,
-            b"".join(self.peer),
-            b"".join(self.local),
-        )
+        return pack_in(self.ulids, self.slot, self.peer, self.local, self.flags)
 
     @classmethod
     def unpack(cls, octets: bytes) -> InFlow:
         """Read the map's value."""
         ulids, slot, n_peer, n_local, flags, peer, local = cls.LAYOUT.unpack(octets)
         return cls(ulids, slot, _addresses(peer, n_peer), _addresses(local, n_local), flags)
+
+
+_pack_in: Final = InFlow.LAYOUT.pack
+
+
+def pack_in(
+    ulids: bytes,
+    slot: int,
+    peer: tuple[Address, ...],
+    local: tuple[Address, ...],
+    flags: int,
+) -> bytes:
+    """What ``InFlow(...).pack()`` returns; at most LOCATORS_MAX locators of either end."""
+    return _pack_in(ulids, slot, len(peer), len(local), flags, b"".join(peer), b"".join(local))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """The data plane of which the kernel does the greater part: the maps, and NFQUEUE for the rest.
 
-Python decides, the programs execute (docs/decisions/0020). Flows become entries once in a turn
-of the loop. Back comes, by a ring buffer: a pair that deserves a context, a context with traffic
-after silence, a DNS answer; and by memory that is read in place: the activity of each slot.
-Everything unusual comes by the queues, to the same sinks as ever.
+Python decides, the programs execute (docs/decisions/0020). Flows become entries at the end of a
+turn of the loop, some thousand in each, so that 100,000 of them hold nobody up. Back comes, by a
+ring buffer: a pair that deserves a context, a context with traffic after silence, a DNS answer;
+and by memory that is read in place: the activity of each slot. Everything unusual comes by the
+queues, to the same sinks as ever.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from typing import Final, Protocol
 
 import structlog
@@ -39,8 +41,10 @@ _NS: Final = 1_000_000_000
 _SLOT_OCTETS: Final = layout.Activity.LAYOUT.size
 
 
-FLUSHED_AT_ONCE = 16
+FLUSHED_AT_ONCE: Final = 16
 """Changes of flows that a packet waits for."""
+FLUSHED_IN_A_TURN: Final = 2048
+"""Changes of flows after which the loop has a look at everything else: some 10 to 20 ms of work."""
 
 
 class Notices(Protocol):
@@ -84,7 +88,7 @@ class BpfDataPlane:
         """Start delivering, and let the programs see packets. Raises SetupError."""
         self._slow.open(outbound=outbound, inbound=inbound)
         loop = asyncio.get_running_loop()
-        self._flush()
+        self._flush(everything=True)
         self._flows.disown()
         self._write_settings()
         self._site.attach()
@@ -96,8 +100,7 @@ class BpfDataPlane:
     def close(self) -> None:
         """Stop, and take programs and maps out of the kernel; safe to call twice."""
         if self._is_open:
-            if self._flush_due:
-                self._flush()
+            self._flush(everything=True)
             self._is_open = False
             asyncio.get_running_loop().remove_reader(self._ring.fileno())
             if self._timer is not None:
@@ -121,13 +124,15 @@ class BpfDataPlane:
         return self._flows.inherit()
 
     def apply_flows(self, changes: Iterable[InstallFlow | RemoveFlow]) -> None:
-        """Change the maps at the end of this turn of the loop, or at the opening."""
+        """Change the maps at the end of this turn of the loop and the next ones, or at the opening.
+
+        What changed first comes first: what one flow gives up another may have afterwards.
+        """
         changes = tuple(changes)
         for change in changes:
+            self._pending.pop(change.ulids, None)
             self._pending[change.ulids] = change if isinstance(change, InstallFlow) else None
-        if self._is_open and not self._flush_due:
-            self._flush_due = True
-            asyncio.get_running_loop().call_soon(self._flush_in_turn)
+        self._flush_later()
         self._slow.apply_flows(changes)
 
     def losses(self) -> dict[str, int]:
@@ -202,13 +207,24 @@ class BpfDataPlane:
 
     # --- flows --------------------------------------------------------------------------------
 
-    def _flush_in_turn(self) -> None:
-        if self._is_open:
-            self._flush()
+    def _flush_later(self) -> None:
+        if self._is_open and self._pending and not self._flush_due:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self._flush_in_turn)
 
-    def _flush(self) -> None:
+    def _flush_in_turn(self) -> None:
         self._flush_due = False
-        pending, self._pending = self._pending, {}
+        if self._is_open and self._pending:
+            self._flush()
+            self._flush_later()
+
+    def _flush(self, *, everything: bool = False) -> None:
+        pending = self._pending
+        if everything or len(pending) <= FLUSHED_IN_A_TURN:
+            self._pending = {}
+        else:
+            first = tuple(islice(pending, FLUSHED_IN_A_TURN))
+            pending = {pair: pending.pop(pair) for pair in first}
         try:
             self._flows.apply(pending)
             self._write_settings()

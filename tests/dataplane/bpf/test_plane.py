@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from m6proxy.dataplane.bpf import layout
+from m6proxy.dataplane.bpf import plane as plane_module
 from m6proxy.dataplane.bpf.entries import entries
 from m6proxy.dataplane.bpf.flowmaps import FlowMaps
 from m6proxy.dataplane.bpf.layout import Miss, MissFlag, Mode, OutFlag, OutFlow
@@ -113,6 +116,87 @@ def test_maps_follow_every_change(maps: dict[str, Map]) -> None:
     assert not contents(maps) and not len(kernel) and not kernel.labels and not kernel.sent_labels
 
 
+class _Noting(Map):
+    """A map that writes down which maps were changed."""
+
+    changed: ClassVar[list[str]] = []
+
+    def update_batch(self, keys: Sequence[bytes], values: Sequence[bytes]) -> list[int]:
+        self.changed.append(self.spec.name)
+        return super().update_batch(keys, values)
+
+    def delete_batch(self, keys: Sequence[bytes]) -> int:
+        self.changed.append(f"-{self.spec.name}")
+        return super().delete_batch(keys)
+
+
+def test_a_flow_that_moves_changes_one_entry_or_two(maps: dict[str, Map]) -> None:
+    """And never the entry for packets from the peer, whatever the order of its locators."""
+    noting = {name: _Noting(one.descriptor, one.spec) for name, one in maps.items()}
+    kernel = FlowMaps(noting, NUMBERS)
+    for mode in (DemuxMode.EXTHDR, DemuxMode.FLOWLABEL):
+        label = 77 if mode is DemuxMode.FLOWLABEL else 0
+        at_home = flow(plain=True, mode=mode, label=label)
+        kernel.apply({PAIR: at_home})
+        _Noting.changed.clear()
+        moved = flow(peer_locators=(B1, B1_ISP2), mode=mode, label=label)
+        kernel.apply({PAIR: moved})
+        kernel.apply({PAIR: replace(moved, locators=LocatorPair(A1_ISP2, B1))})
+        assert set(_Noting.changed) == ({layout.OUT, layout.SENT} if label else {layout.OUT})
+        assert contents(maps) == wanted(moved)
+        kernel.apply({PAIR: at_home})
+        assert contents(maps) == wanted(at_home)
+
+
+def test_maps_follow_whatever_the_order_of_changes(maps: dict[str, Map]) -> None:
+    """Several flows at once, which take each other's labels, in batches."""
+    chance = random.Random(20)
+    kernel = FlowMaps(maps, NUMBERS)
+    now: dict[UlidPair, InstallFlow] = {}
+    for _ in range(300):
+        numbers = chance.sample(range(3), chance.randint(1, 3))
+        labels = chance.sample((0x71, 0x72, 0x73), 3)
+        changes: dict[UlidPair, InstallFlow | None] = {}
+        for number in range(3):
+            one = flow(number)
+            given = {
+                "addresses": chance.choice((A1 + one.ulids.peer, A1_ISP2 + one.ulids.peer)),
+                "mode": chance.choice(list(DemuxMode)),
+                "label": labels[number],
+                "slow": chance.random() < 0.2,
+                "tags": ((DemuxMode.EXTHDR, number), (DemuxMode.FLOWLABEL, labels[number])),
+                "peer_locators": chance.choice(((B1, B1_ISP2), (B1_ISP2, B1), (B1,))),
+            }
+            one = replace(one, kernel=replace(one.kernel or ENTRY, **given))  # type: ignore[arg-type]
+            if number in numbers or one.ulids in now:
+                changes[one.ulids] = one if chance.random() < 0.8 else None
+        kernel.apply(changes)
+        now.update({pair: one for pair, one in changes.items() if one is not None})
+        for pair in [pair for pair, one in changes.items() if one is None]:
+            now.pop(pair, None)
+        assert contents(maps) == wanted(*now.values())
+        assert len(kernel) == len(now)
+        in_kernel = [one.kernel for one in now.values() if one.kernel and not one.kernel.slow]
+        assert kernel.labels == len(in_kernel)
+        assert kernel.sent_labels == len(dict(maps[layout.SENT].items()))
+
+
+def test_a_move_finds_room_where_the_old_entry_goes(maps: dict[str, Map]) -> None:
+    """The new entry is written before the old one goes, and the map is full."""
+    kernel = FlowMaps(maps, NUMBERS)
+
+    def all_of_them(addresses: bytes) -> dict[UlidPair, InstallFlow | None]:
+        mode = DemuxMode.FLOWLABEL
+        numbers = range(1, ROOM + 1)
+        flows = [flow(n, mode=mode, label=n, addresses=addresses) for n in numbers]
+        return {one.ulids: one for one in flows}
+
+    for addresses in (A1_ISP2 + B1_ISP2, A1_ISP2 + B1):
+        kernel.apply(all_of_them(addresses))
+        assert not kernel.is_full and not kernel.overflowed
+        assert len(dict(maps[layout.SENT].items())) == kernel.sent_labels == ROOM
+
+
 def test_an_entry_has_what_packets_need(maps: dict[str, Map]) -> None:
     FlowMaps(maps, NUMBERS).apply({PAIR: flow()})
     out = OutFlow.unpack(maps[layout.OUT].lookup(A1 + B1) or b"")
@@ -164,7 +248,7 @@ def test_a_successor_finds_all_of_a_context(maps: dict[str, Map], left: InstallF
     assert (found.ulids, found.locators, found.slot) == (PAIR, left.locators, 3)
     assert (found.local_tag, found.peer_tag, found.label) == (LOCAL_TAG, PEER_TAG, LABEL)
     assert (found.peer_mode, found.peer_label) == (entry.wanted, entry.label)
-    assert (found.peer_features, found.peer_locators) == (0x5F, entry.peer_locators)
+    assert (found.peer_features, set(found.peer_locators)) == (0x5F, set(entry.peer_locators))
     successor.apply({PAIR: left})
     successor.disown()
     assert contents(maps) == before and len(successor) == 1
@@ -253,6 +337,32 @@ def test_flows_are_written_once_in_a_turn(tmp_path: Path) -> None:
         plane.apply_flows([RemoveFlow(PAIR)])
         yield
         assert not plane.flows and not dict(site.maps[layout.OUT].items())
+
+    told(tmp_path, story)
+
+
+def test_many_flows_are_written_in_several_turns_the_oldest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plane_module, "FLUSHED_IN_A_TURN", 2)
+
+    def story(plane: BpfDataPlane, site: BpfSite, heard: _Heard) -> Iterable[None]:
+        loop = asyncio.get_running_loop()
+        seen: list[int] = []
+
+        def look() -> None:
+            seen.append(plane.flows)
+            if plane.flows < 5:
+                loop.call_soon(look)
+
+        plane.apply_flows([flow(number) for number in range(6)])
+        plane.apply_flows([flow(0, plain=True), RemoveFlow(flow(5).ulids)])
+        loop.call_soon(look)
+        yield
+        assert seen == [2, 4, 5]
+        plane.apply_flows([RemoveFlow(flow(number).ulids) for number in range(5)])
+        yield
+        assert not dict(site.maps[layout.OUT].items())
 
     told(tmp_path, story)
 
