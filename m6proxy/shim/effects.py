@@ -47,9 +47,11 @@ class LearnNames:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class KernelEntry:
-    """What a data plane in the kernel has to know of a context besides its pairs."""
+class KernelEntry(NamedTuple):
+    """What a data plane in the kernel has to know of a context besides its pairs.
+
+    A tuple, because a failed uplink makes 100,000 of them.
+    """
 
     slot: int
     """Where it counts what the context sends and receives."""

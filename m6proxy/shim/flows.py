@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from m6proxy.proof.judge import Proof
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.demux import DemuxMode
@@ -65,7 +66,7 @@ def _entry(core: Core, context: Context, slot: int) -> KernelEntry:
         tags.append((DemuxMode.DSTOPT, short_tag(context.local_tag)))
     uplink = context.local_set.uplink_of(context.route[:16])
     peer = context.route[16:]
-    proved = (one.address for one in context.peer_locators if one.proved)
+    proved = [one.address for one in context.peer_locators if one.proof is not Proof.NONE]
     return KernelEntry(
         slot=slot,
         addresses=context.wire_addresses or context.outbound_key,

@@ -68,7 +68,7 @@ def flow(number: int = 0, *, plain: bool = False, **changes: object) -> InstallF
         "tags": tags if number else ENTRY.tags,
         **changes,
     }
-    return InstallFlow(ulids, locators, PEER_TAG, replace(ENTRY, **given))  # type: ignore[arg-type]
+    return InstallFlow(ulids, locators, PEER_TAG, ENTRY._replace(**given))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_maps_follow_whatever_the_order_of_changes(maps: dict[str, Map]) -> None
                 "tags": ((DemuxMode.EXTHDR, number), (DemuxMode.FLOWLABEL, labels[number])),
                 "peer_locators": chance.choice(((B1, B1_ISP2), (B1_ISP2, B1), (B1,))),
             }
-            one = replace(one, kernel=replace(one.kernel or ENTRY, **given))  # type: ignore[arg-type]
+            one = replace(one, kernel=(one.kernel or ENTRY)._replace(**given))  # type: ignore[arg-type]
             if number in numbers or one.ulids in now:
                 changes[one.ulids] = one if chance.random() < 0.8 else None
         kernel.apply(changes)
