@@ -9,7 +9,6 @@ from m6proxy.daemon.config import Config
 from m6proxy.dataplane.bpf.site import BpfSettings, BpfSite, BpfUplink
 from m6proxy.dataplane.bpf.takeover import remove_leftovers
 from m6proxy.errors import SetupError
-from m6proxy.shim.demux import DemuxMode
 
 
 class FastPath(NamedTuple):
@@ -47,9 +46,11 @@ def open_fast_path(config: Config) -> FastPath:
 def _wanted(config: Config) -> BpfSettings:
     return BpfSettings(
         lan=config.lan,
-        uplinks=tuple(BpfUplink(one.name, one.interface, one.prefix) for one in config.uplinks),
+        uplinks=tuple(
+            BpfUplink(one.name, one.interface, one.prefix, config.locator_map.marks(one.prefix))
+            for one in config.uplinks
+        ),
         establish=config.establish,
         mark_shift=config.mark_shift,
         max_contexts=config.max_contexts,
-        sees_misses=DemuxMode.IDENTIFIER in config.demux or bool(config.steering.locator_only),
     )

@@ -37,6 +37,7 @@ anything: the mark of n-square addresses stands there only by word of the operat
 NEUTRAL_BITS: Final = 48
 """Prefixes up to this length leave a subnet number to keep the sum with."""
 _ONES: Final = 0xFFFF
+_NO_BITS: Final = Address(bytes(ADDRESS_OCTETS))
 
 
 @unique
@@ -84,6 +85,13 @@ class LocatorMap(ABC):
     @abstractmethod
     def patterns(self) -> tuple[Pattern, ...]:
         """All locator-only addresses of the site: each has one of these patterns."""
+
+    def marks(self, prefix: Prefix) -> Address | None:
+        """The bits of which a locator-only address in one of the site's prefixes has at least one.
+
+        None: all addresses of that prefix are locator-only.
+        """
+        return _NO_BITS
 
 
 class PrefixMap(LocatorMap):
@@ -183,6 +191,10 @@ class NsquareMap(LocatorMap):
             for bit in (1 << place for place in range(self.width))
         )
 
+    def marks(self, prefix: Prefix) -> Address:
+        """Those of the mark."""
+        return self._mask.to_bytes(ADDRESS_OCTETS)
+
     def meant(self, octets: Address) -> Address:
         """The ULID that an address stands in for, or the address itself."""
         number = self._number(octets)
@@ -224,6 +236,10 @@ class PreagreedMap(LocatorMap):
             Pattern(prefix.network, _prefix_mask(prefix).to_bytes(ADDRESS_OCTETS))
             for prefix in self._others
         )
+
+    def marks(self, prefix: Prefix) -> Address | None:
+        """None for the other prefixes."""
+        return None if prefix in self._others else _NO_BITS
 
 
 PLAIN: Final = PrefixMap()

@@ -73,6 +73,9 @@ def test_the_patterns_are_the_locator_only_addresses(
     nsquare, prefixes = site
     for octets in (low.to_bytes(16), *(prefix.graft(low.to_bytes(16)) for prefix in prefixes)):
         assert matches(nsquare, octets) is nsquare.is_locator_only(octets)
+        for prefix in prefixes:
+            marked = int.from_bytes(octets) & int.from_bytes(nsquare.marks(prefix)) != 0
+            assert not prefix.contains(octets) or marked is nsquare.is_locator_only(octets)
 
 
 def matches(locator_map: LocatorMap, octets: Address) -> bool:
@@ -91,6 +94,7 @@ def test_pre_agreed_identifiers_come_from_one_prefix() -> None:
     assert agreed.is_locator_only(A1_ISP2) and matches(agreed, A1_ISP2)
     for host in (A1, OUTSIDE):
         assert not agreed.is_locator_only(host) and not matches(agreed, host)
+    assert (agreed.marks(ISP1), agreed.marks(ISP2)) == (bytes(16), None)
     assert [str(pattern) for pattern in agreed.patterns()] == [
         "2001:db8:a2::/ffff:ffff:ffff::",
         "2001:db8:a3::/ffff:ffff:ffff::",
@@ -100,6 +104,7 @@ def test_pre_agreed_identifiers_come_from_one_prefix() -> None:
 def test_without_a_mapping_every_address_may_be_a_hosts() -> None:
     assert PLAIN.locator(A1, ISP2) == A1_ISP2 and PLAIN.stand_in(A1) is None
     assert not PLAIN.is_locator_only(A1_ISP2) and not PLAIN.patterns()
+    assert PLAIN.marks(ISP1) == bytes(16)
 
 
 @pytest.mark.parametrize("mark_at", [47, 127])

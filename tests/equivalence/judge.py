@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from m6proxy.reasons import Reason
 from m6proxy.shim.verdict import Verdict
 from tests.equivalence.kernel import DROPPED, SLOW, Outcome
 
@@ -26,7 +27,7 @@ def disagreement(outcome: Outcome, verdict: Verdict, packet: bytes) -> str | Non
     if outcome is SLOW:
         return None
     if outcome is DROPPED:
-        return "the program dropped it"
+        return None if isinstance(verdict, Reason) else "the program dropped it"
     if not is_whole(packet):
         return "the program let something in that is no packet"
     end = promised(packet)

@@ -23,7 +23,7 @@ from m6proxy.dataplane.bpf.layout import (
 )
 from m6proxy.dataplane.bpf.load import Loaded, load, read_object
 from m6proxy.dataplane.bpf.programs import SkBuff, Trial
-from m6proxy.shim.effects import InstallFlow
+from m6proxy.shim.effects import Effect, InstallFlow
 from m6proxy.wire.ipv6 import HEADER_OCTETS
 from tests.harness.pair import Site
 
@@ -66,7 +66,7 @@ class KernelSite:
         self.loaded = programs()
         clear(self.loaded)
         first, second = (uplink.prefix for uplink in site.settings.uplinks)
-        prefixes = SitePrefix(first), SitePrefix(second, PrefixFlag.SLOW if self.bare else 0)
+        prefixes = SitePrefix(first), SitePrefix(second, PrefixFlag.NOBODYS if self.bare else 0)
         self.settings = Settings(
             prefixes,
             (LOOPBACK_INDEX, LOOPBACK_INDEX),
@@ -83,6 +83,12 @@ class KernelSite:
         """Write the settings, some of them changed."""
         self.settings = replace(self.settings, **changes)
         self.loaded.maps[layout.SETTINGS].update(_ZERO, self.settings.pack())
+
+    def heed(self, effects: Iterable[Effect]) -> None:
+        """Let the maps follow what the engine learned from a packet."""
+        for effect in effects:
+            if isinstance(effect, InstallFlow):
+                write_flow(self.loaded, effect, self.uplinks, self.bare)
 
     def outbound(self, packet: bytes, *, gso_size: int = 0) -> Outcome:
         """What becomes of a packet from the LAN."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -24,7 +25,7 @@ from m6proxy.dataplane.bpf.layout import (
 )
 from m6proxy.dataplane.bpf.programs import SkBuff
 from m6proxy.dataplane.bpf.ring import RingReader
-from m6proxy.names import Prefix
+from m6proxy.names import Prefix, address
 from m6proxy.wire.ipv6 import NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_SHIM, build_packet
 from tests.equivalence.kernel import DROP, DROPPED, PASS, REDIRECT, SHIFT, SLOW, KernelSite
 from tests.equivalence.test_vectors import rehomed
@@ -156,6 +157,33 @@ def test_what_python_wants_to_see_goes_there(site: Site) -> None:
     prefix = SitePrefix(Prefix.parse("2001:db8:a1::/48"), PrefixFlag.SLOW)
     kernel.configure(flags=SettingsFlag(0), prefixes=(prefix,))
     assert (kernel.outbound(packet), kernel.inbound(answer)) == (SLOW, SLOW)
+
+
+@pytest.mark.parametrize("kind", ["marked", "whole prefix"])
+def test_packets_to_locator_only_addresses_are_for_python_and_then_for_nobody(
+    site: Site, kind: str
+) -> None:
+    _, kernel, reader = site
+    first, second = kernel.settings.prefixes
+    nobodys = replace(second, flags=PrefixFlag.NOBODYS)
+    address_there = A1_ISP2
+    if kind == "marked":
+        marks = (0xC << 76).to_bytes(16)
+        first, nobodys = (replace(each, marks=marks) for each in (first, second))
+        address_there = address("2001:db8:a2:4001::10")
+    kernel.configure(prefixes=(first, nobodys), after_packets=1)
+    stray = udp(B2, address_there, bytes(20))
+    asked, dropped = kernel.count(Counter.SLOW_NOBODYS), kernel.count(Counter.DROP_NOBODYS)
+    outcomes = [kernel.inbound(stray) for _ in range(20)]
+    assert outcomes[0] is SLOW and set(outcomes) == {SLOW, DROPPED}, "some in a second are told"
+    settle()
+    assert kernel.inbound(stray) is SLOW
+    assert kernel.count(Counter.SLOW_NOBODYS) == asked + outcomes.count(SLOW) + 1
+    assert kernel.count(Counter.DROP_NOBODYS) == dropped + outcomes.count(DROPPED)
+    plain, answer = udp(A1, B2), udp(B2, A1)
+    assert (kernel.inbound(answer), kernel.outbound(plain)) == (answer, plain)
+    assert [event.ulids for event in events(reader)] == [A1 + B2]
+    kernel.configure(prefixes=(replace(first, marks=bytes(16)), second))
 
 
 def test_a_pair_that_is_settled_is_looked_at_again_after_a_moment(site: Site) -> None:

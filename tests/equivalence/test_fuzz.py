@@ -77,7 +77,7 @@ def run(
         verdict = None
         if is_whole(packet):
             verdict = handle(packet[: promised(packet)], pair.clock.now)
-            engine.take_effects()
+            kernel.heed(engine.take_effects())
         decided += outcome is not SLOW
         wrong = disagreement(outcome, verdict, packet)
         assert wrong is None, f"packet {number} of seed {seed}: {packet.hex()}: {wrong}"

@@ -21,7 +21,7 @@ LOCATORS_MAX: Final = 4
 DNS_OCTETS_MAX: Final = 1472
 """The longest DNS answer that is copied; a longer one goes to Python."""
 
-SETTINGS: Final = "m6p_settings_v2"
+SETTINGS: Final = "m6p_settings_v3"
 OUT: Final = "m6p_out_v1"
 TAG: Final = "m6p_tag_v1"
 PAIR: Final = "m6p_pair_v1"
@@ -30,8 +30,9 @@ ACTIVE: Final = "m6p_active_v1"
 MISSES: Final = "m6p_misses_v1"
 SETTLED: Final = "m6p_settled_v1"
 EVENTS: Final = "m6p_events_v1"
-COUNT: Final = "m6p_count_v1"
+COUNT: Final = "m6p_count_v2"
 
+NO_MARKS: Final = Address(bytes(ADDRESS_OCTETS))
 MARK_PAST: Final = 15
 """Low nibble of the mark of a packet that Python need not see; 1 to 14 are uplinks."""
 _MARK_OURS: Final = 0x80
@@ -83,6 +84,8 @@ class PrefixFlag(IntFlag):
 
     SLOW = 1
     """Packets from and to here that have no context are for Python."""
+    NOBODYS = 2
+    """All its addresses are locator-only."""
 
 
 class SettingsFlag(IntFlag):
@@ -134,24 +137,26 @@ class Counter(IntEnum):
     SLOW_ERROR = 10
     SLOW_POLICY = 11
     SLOW_OVERDUE = 12
-    DROP_NO_FLOW = 13
-    DROP_WRONG_UPLINK = 14
-    DROP_NO_ROOM = 15
-    REDIRECTED = 16
-    SPLIT = 17
-    REGROUPED = 18
-    EVENTS_LOST = 19
-    EXPRESS = 20
+    SLOW_NOBODYS = 13
+    DROP_NO_FLOW = 14
+    DROP_WRONG_UPLINK = 15
+    DROP_NO_ROOM = 16
+    DROP_NOBODYS = 17
+    REDIRECTED = 18
+    SPLIT = 19
+    REGROUPED = 20
+    EVENTS_LOST = 21
+    EXPRESS = 22
 
     @property
     def is_slow(self) -> bool:
         """Whether the packets counted went to Python."""
-        return Counter.SLOW_FLAGGED <= self <= Counter.SLOW_OVERDUE
+        return Counter.SLOW_FLAGGED <= self <= Counter.SLOW_NOBODYS
 
     @property
     def is_drop(self) -> bool:
         """Whether the packets counted died."""
-        return Counter.DROP_NO_FLOW <= self <= Counter.DROP_NO_ROOM
+        return Counter.DROP_NO_FLOW <= self <= Counter.DROP_NOBODYS
 
 
 def mark_of(number: int, shift: int) -> int:
@@ -412,19 +417,21 @@ class SitePrefix:
     prefix: Prefix
     flags: int = 0
     """Of PrefixFlag."""
+    marks: Address = NO_MARKS
+    """Locator-only addresses have one of these bits."""
 
-    LAYOUT = struct.Struct("=16s16sI4x")
+    LAYOUT = struct.Struct("=16s16s16sI4x")
 
     def pack(self) -> bytes:
         """Return its part of the settings."""
         mask = (1 << 128) - (1 << (128 - self.prefix.length))
-        return self.LAYOUT.pack(self.prefix.network, mask.to_bytes(16), self.flags)
+        return self.LAYOUT.pack(self.prefix.network, mask.to_bytes(16), self.marks, self.flags)
 
     @classmethod
     def unpack(cls, octets: bytes) -> SitePrefix:
         """Read its part of the settings."""
-        network, mask, flags = cls.LAYOUT.unpack(octets)
-        return cls(Prefix(network, int.from_bytes(mask).bit_count()), flags)
+        network, mask, marks, flags = cls.LAYOUT.unpack(octets)
+        return cls(Prefix(network, int.from_bytes(mask).bit_count()), flags, marks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,7 +463,7 @@ class Settings:
     express_until_ns: int = 0
     """Until then packets may go past the gateway's IPv6 stack: nobody else would see them there."""
 
-    LAYOUT = struct.Struct(f"={PREFIXES_MAX * 40}s{_UPLINK_SLOTS}I5I4x7Q")
+    LAYOUT = struct.Struct(f"={PREFIXES_MAX * SitePrefix.LAYOUT.size}s{_UPLINK_SLOTS}I5I4x7Q")
 
     def __post_init__(self) -> None:
         if len(self.prefixes) > PREFIXES_MAX or len(self.uplinks) > UPLINKS_MAX:

@@ -19,7 +19,7 @@ from m6proxy.dataplane.bpf.load import BpfObject, read_object
 from m6proxy.dataplane.bpf.maps import Map
 from m6proxy.dataplane.bpf.takeover import Installation, install
 from m6proxy.dataplane.bpf.trial import Interface, KernelTrial
-from m6proxy.names import Prefix
+from m6proxy.names import Address, Prefix
 from m6proxy.shim.activity import OVERDUE_S, QUIET_S
 from m6proxy.shim.policy import EstablishPolicy
 
@@ -38,6 +38,8 @@ class BpfUplink:
     name: str
     interface: str
     prefix: Prefix
+    marks: Address | None = layout.NO_MARKS
+    """The bits of which a locator-only address in the prefix has one; None: all are such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,6 @@ class BpfSettings:
     establish: EstablishPolicy
     mark_shift: int
     max_contexts: int
-    sees_misses: bool = False
-    """Whether the engine has to see every packet that no context claims."""
 
 
 class BpfSite:
@@ -106,7 +106,7 @@ class BpfSite:
     def settings_with(self, down: frozenset[str]) -> Settings:
         """The settings while these uplinks are down: who sends from there needs Python."""
         prefixes = tuple(
-            SitePrefix(one.prefix, PrefixFlag.SLOW if one.name in down else 0)
+            _site_prefix(one, PrefixFlag.SLOW if one.name in down else 0)
             for one in self._wanted.uplinks
         )
         return replace(self.settings, prefixes=prefixes)
@@ -154,9 +154,9 @@ class BpfSite:
     def _settings(self) -> Settings:
         policy = self._wanted.establish
         return Settings(
-            tuple(SitePrefix(one.prefix) for one in self._wanted.uplinks),
+            tuple(map(_site_prefix, self._wanted.uplinks)),
             self._indexes(),
-            SettingsFlag.SLOW_MISSES if policy.always or self._wanted.sees_misses else 0,
+            SettingsFlag.SLOW_MISSES if policy.always else 0,
             self._wanted.mark_shift,
             after_octets=policy.after_octets or 0,
             after_packets=policy.after_packets or 0,
@@ -170,6 +170,12 @@ def _apart(act: Callable[[], _T]) -> _T:
     """Do it in a thread of its own and wait: pyroute2 cannot work beside a running event loop."""
     with ThreadPoolExecutor(max_workers=1) as alone:
         return alone.submit(act).result()
+
+
+def _site_prefix(uplink: BpfUplink, flags: int = 0) -> SitePrefix:
+    if uplink.marks is None:
+        return SitePrefix(uplink.prefix, flags | PrefixFlag.NOBODYS)
+    return SitePrefix(uplink.prefix, flags, uplink.marks)
 
 
 def _sizes(contexts: int) -> dict[str, int]:

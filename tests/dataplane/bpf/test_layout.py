@@ -29,7 +29,7 @@ from m6proxy.dataplane.bpf.layout import (
     SitePrefix,
 )
 from m6proxy.dataplane.bpf.load import read_object
-from m6proxy.names import Prefix
+from m6proxy.names import Prefix, address
 
 HEADER = Path(layout.__file__).parent / "src" / "maps.h"
 PAIR = bytes(range(1, 33))
@@ -47,7 +47,8 @@ IN = InFlow(PAIR, 0x01020304, PEER, LOCAL, InFlag.COMPLETE)
 FLOW = PairFlow(PAIR, 0x01020304, Mode.IDENTIFIER)
 SEEN = Activity(*range(11, 19))
 MISS = Miss(21, 22, 23, 24, 25, MissFlag.ANSWERED)
-PREFIX = SitePrefix(Prefix.parse("2001:db8:a1::/48"), PrefixFlag.SLOW)
+MARKS = address("0:0:0:c000::")
+PREFIX = SitePrefix(Prefix.parse("2001:db8:a1::/48"), PrefixFlag.SLOW, MARKS)
 ALL = Settings((PREFIX,), (7, 8), SettingsFlag.LABELS, 16, 31, 32, 33, 34, 35, 36, 37, 38, 39)
 MASK = b"\xff" * 6 + bytes(10)
 
@@ -112,6 +113,7 @@ STRUCTS: dict[str, tuple[bytes, dict[str, bytes]]] = {
         {
             "network": PREFIX.prefix.network,
             "mask": MASK,
+            "marks": MARKS,
             "flags": number(1, 4),
             "spare": bytes(4),
         },
@@ -119,7 +121,7 @@ STRUCTS: dict[str, tuple[bytes, dict[str, bytes]]] = {
     "settings": (
         ALL.pack(),
         {
-            "prefixes": PREFIX.pack() + bytes(40 * 15),
+            "prefixes": PREFIX.pack() + bytes(56 * 15),
             "uplinks": number(0, 4) + number(7, 4) + number(8, 4) + bytes(4 * 13),
             "n_prefixes": number(1, 4),
             "flags": number(2, 4),
@@ -150,7 +152,7 @@ def test_each_field_is_where_the_compiler_put_it(name: str) -> None:
 
 
 def test_what_was_packed_is_unpacked() -> None:
-    for value in (OUT, IN, FLOW, SEEN, MISS):
+    for value in (OUT, IN, FLOW, SEEN, MISS, PREFIX):
         assert type(value).unpack(value.pack()) == value
 
 

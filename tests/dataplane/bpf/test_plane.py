@@ -291,6 +291,8 @@ class _Heard:
         self.lost += 1
 
 
+PREFIXES = layout.PREFIXES_MAX * layout.SitePrefix.LAYOUT.size
+"""Octets of the settings that do not depend on interfaces."""
 Story = Callable[[BpfDataPlane, BpfSite, _Heard], Iterable[None]]
 
 
@@ -333,7 +335,7 @@ def test_flows_are_written_once_in_a_turn(tmp_path: Path) -> None:
         octets = site.maps[layout.SETTINGS].lookup(bytes(4))
         flags = layout.SettingsFlag.LABELS | layout.SettingsFlag.SENT_LABELS
         assert octets is not None
-        assert octets[:640] == replace(site.settings, flags=flags).pack()[:640]
+        assert octets[:PREFIXES] == replace(site.settings, flags=flags).pack()[:PREFIXES]
         plane.apply_flows([RemoveFlow(PAIR)])
         yield
         assert not plane.flows and not dict(site.maps[layout.OUT].items())
@@ -384,7 +386,7 @@ def test_a_prefix_whose_uplink_is_down_is_for_the_engine(tmp_path: Path) -> None
             plane.note_uplinks(down)
             octets = site.maps[layout.SETTINGS].lookup(bytes(4))
             assert octets is not None
-            assert octets[:640] == site.settings_with(down).pack()[:640]
+            assert octets[:PREFIXES] == site.settings_with(down).pack()[:PREFIXES]
         yield
 
     told(tmp_path, story)

@@ -20,7 +20,7 @@ ALWAYS __u64 now(void)
 
 ALWAYS void count(__u32 cause)
 {
-	__u64 *value = bpf_map_lookup_elem(&m6p_count_v1, &cause);
+	__u64 *value = bpf_map_lookup_elem(&m6p_count_v2, &cause);
 
 	if (value)
 		*value += 1;
@@ -42,7 +42,7 @@ ALWAYS const struct settings *settings_of(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&m6p_settings_v2, &zero);
+	return bpf_map_lookup_elem(&m6p_settings_v3, &zero);
 }
 
 ALWAYS void announce_awake(__u32 slot, __u64 now_ns)
@@ -180,12 +180,22 @@ ALWAYS int is_settled(const struct settled *settled, const struct pair *at)
 	       is_same(&settled->at.dst, &at->dst) && now() < settled->until_ns;
 }
 
-ALWAYS void settle(struct settled *settled, const struct pair *at, __u64 now_ns)
+ALWAYS int is_told_nobodys(const struct settled *settled)
+{
+	return settled->until_ns & SETTLED_NOBODYS;
+}
+
+ALWAYS void settle_as(struct settled *settled, const struct pair *at, __u64 now_ns, __u64 nobodys)
 {
 	if (!settled)
 		return;
 	settled->at = *at;
-	settled->until_ns = now_ns + SETTLED_NS;
+	settled->until_ns = ((now_ns + SETTLED_NS) & ~SETTLED_NOBODYS) | nobodys;
+}
+
+ALWAYS void settle(struct settled *settled, const struct pair *at, __u64 now_ns)
+{
+	settle_as(settled, at, now_ns, 0);
 }
 
 ALWAYS struct miss *miss_of(const struct pair *ulids, __u32 direction, __u64 now_ns)

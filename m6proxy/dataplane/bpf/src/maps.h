@@ -113,8 +113,10 @@ struct miss {
 /* A packet's addresses that need no look at the large maps for a moment: nobody counts them. */
 struct settled {
 	struct pair at;
-	__u64 until_ns;
+	__u64 until_ns; /* with SETTLED_NOBODYS they are dropped, else they pass */
 };
+
+#define SETTLED_NOBODYS 1ULL
 
 enum event_kind {
 	EVENT_RIPE = 1,  /* a pair deserves a context */
@@ -156,10 +158,12 @@ enum counter {
 	COUNT_SLOW_ERROR,    /* ICMPv6 errors */
 	COUNT_SLOW_POLICY,   /* a miss that Python counts itself */
 	COUNT_SLOW_OVERDUE,  /* TCP that nothing answers: Python keeps it for the next path */
+	COUNT_SLOW_NOBODYS,  /* to a locator-only address, and no context's: Python answers some */
 	/* dropped, by why */
 	COUNT_DROP_NO_FLOW,
 	COUNT_DROP_WRONG_UPLINK,
 	COUNT_DROP_NO_ROOM,
+	COUNT_DROP_NOBODYS,  /* to a locator-only address again, soon after one that Python got */
 	/* neither */
 	COUNT_REDIRECTED,    /* marked for an uplink that the flow left meanwhile */
 	COUNT_SPLIT,         /* GSO packets sent to be segmented */
@@ -172,12 +176,14 @@ enum counter {
 struct prefix {
 	struct address network;
 	struct address mask;
+	struct address marks; /* locator-only addresses have one of these bits */
 	__u32 flags;
 	__u32 spare;
 };
 
 enum prefix_flags {
-	PREFIX_SLOW = 1, /* packets from and to here that have no context are for Python */
+	PREFIX_SLOW = 1,    /* packets from and to here that have no context are for Python */
+	PREFIX_NOBODYS = 2, /* all its addresses are locator-only */
 };
 
 enum settings_flags {
@@ -211,7 +217,7 @@ struct {
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct settings);
-} m6p_settings_v2 SEC(".maps");
+} m6p_settings_v3 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -280,6 +286,6 @@ struct {
 	__uint(max_entries, COUNTERS);
 	__type(key, __u32);
 	__type(value, __u64);
-} m6p_count_v1 SEC(".maps");
+} m6p_count_v2 SEC(".maps");
 
 #endif

@@ -44,6 +44,13 @@ ALWAYS const struct prefix *prefix_of(const struct settings *settings, const str
 	return NULL;
 }
 
+/* Whether no host can have an address of the prefix: it is locator-only. */
+ALWAYS int is_nobodys(const struct prefix *prefix, const struct address *address)
+{
+	return (prefix->flags & PREFIX_NOBODYS) ||
+	       ((address->high & prefix->marks.high) | (address->low & prefix->marks.low)) != 0;
+}
+
 /* The number of the uplink that a packet came by; MARK_NONE when it is not configured. */
 ALWAYS __u32 uplink_number(const struct settings *settings, __u32 ifindex)
 {

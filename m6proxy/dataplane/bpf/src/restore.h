@@ -245,7 +245,8 @@ ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
 	if (is_piece(&view))
 		return slow(COUNT_SLOW_FRAGMENT);
 	settled = settled_of(&view.head.at);
-	if (is_settled(settled, &view.head.at) && !is_dns_answer(&view)) {
+	if (is_settled(settled, &view.head.at) && !is_told_nobodys(settled) &&
+	    !is_dns_answer(&view)) {
 		set_mark(skb, settings, MARK_PAST);
 		return PASS;
 	}
@@ -258,6 +259,12 @@ ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
 	prefix = prefix_of(settings, &view.head.at.dst);
 	if (!prefix)
 		return PASS;
+	if (is_nobodys(prefix, &view.head.at.dst)) {
+		if (is_settled(settled, &view.head.at) && is_told_nobodys(settled))
+			return drop(COUNT_DROP_NOBODYS);
+		settle_as(settled, &view.head.at, now(), SETTLED_NOBODYS);
+		return slow(COUNT_SLOW_NOBODYS);
+	}
 	ulids.src = view.head.at.dst;
 	ulids.dst = view.head.at.src;
 	if ((prefix->flags & PREFIX_SLOW) || (settings->flags & SETTINGS_SLOW_MISSES) ||
