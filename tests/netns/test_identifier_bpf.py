@@ -32,7 +32,6 @@ from tests.harness.netns import lab as lab
 from tests.harness.packets import udp
 from tests.netns.rehomed_pair import MODES, ON_ISP2
 from tests.netns.test_gateway_bpf import _grows, _sequence
-from tests.netns.test_gateway_bpf import pins as pins
 
 pytestmark = pytest.mark.netns
 
@@ -81,7 +80,7 @@ def test_a_re_homed_pair_and_plain_traffic_do_not_visit_python(lab: Lab) -> None
         assert told.splitlines()[-1].split() == ["agree", "yes"]
 
 
-def test_packets_to_locator_only_addresses_without_a_context_end_here(lab: Lab, pins: Path) -> None:
+def test_packets_to_locator_only_addresses_without_a_context_end_here(lab: Lab) -> None:
     stray = udp(address(C1), address(NOBODYS), b"stray")
     with (
         running(lab, ALPHA, changes=IDENTIFIER) as (alpha,),
@@ -114,9 +113,7 @@ def test_packets_to_locator_only_addresses_without_a_context_end_here(lab: Lab, 
             assert not [one for one in capture.packets() if one[24:40] == address(NOBODYS)]
 
 
-def test_a_killed_daemon_and_its_successor_lose_no_packet(
-    lab: Lab, pins: Path, tmp_path: Path
-) -> None:
+def test_a_killed_daemon_and_its_successor_lose_no_packet(lab: Lab, tmp_path: Path) -> None:
     heard = tmp_path / "heard"
     stream = [sys.executable, "-m", traffic.__name__]
     with both(lab, IDENTIFIER) as (alpha, beta):
