@@ -149,7 +149,7 @@ def clear(loaded: Loaded) -> None:
     for name in _COPIED:
         each = loaded.maps[name]
         each.delete_batch([key for key, _ in each.items()])
-    settled = loaded.maps[layout.SETTLED]
-    empty = bytes(settled.value_room)
-    for index in range(settled.spec.max_entries):
-        settled.update(index.to_bytes(4, "little"), empty)
+    recent = loaded.maps[layout.RECENT]
+    empty = bytes(recent.value_room)
+    for index in range(recent.spec.max_entries):
+        recent.update(index.to_bytes(4, "little"), empty)

@@ -60,6 +60,7 @@ class FastGateway:
             self.uplinks = tuple(socket.if_nametoindex(each.interface) for each in site.uplinks)
             pair = auxiliary.ensure() if with_auxiliary else None
             self._attach("lan_in", socket.if_nametoindex(LAN), INGRESS)
+            self._attach("lan_out", socket.if_nametoindex(LAN), EGRESS)
             for index in self.uplinks:
                 self._attach("uplink_out", index, EGRESS)
                 self._attach("uplink_in", index, INGRESS)

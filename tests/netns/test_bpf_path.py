@@ -64,9 +64,14 @@ def rehome(alpha: FastGateway, beta: FastGateway, mode: Mode) -> None:
 
 
 def prepare(lab: Lab, mode: Mode) -> None:
-    """Firewalls, and room for what the mode inserts: no daemon is there to ask for it."""
+    """Firewalls, and room for what the mode inserts."""
     for gateway in ("agw", "bgw"):
         restore_rules(lab, gateway, FIREWALL.format(open=B1))
+    give_room(lab, mode)
+
+
+def give_room(lab: Lab, mode: Mode) -> None:
+    """No daemon is there to ask the hosts for smaller packets."""
     room = {Mode.EXTHDR: GROWTH_OCTETS, Mode.DSTOPT: SEGMENT_OCTETS}.get(mode, 0)
     for site in (ALPHA, BETA):
         host = site.hosts[0]

@@ -28,7 +28,7 @@ PAIR: Final = "m6p_pair_v1"
 SENT: Final = "m6p_sent_v1"
 ACTIVE: Final = "m6p_active_v1"
 MISSES: Final = "m6p_misses_v1"
-SETTLED: Final = "m6p_settled_v1"
+RECENT: Final = "m6p_recent_v1"
 EVENTS: Final = "m6p_events_v1"
 COUNT: Final = "m6p_count_v2"
 
@@ -450,6 +450,8 @@ class Settings:
     """Where GSO packets in mode exthdr are segmented; 0: they are for Python."""
     regroup_ifindex: int = 0
     """Where restored TCP packets in mode exthdr are aggregated; 0: they are not."""
+    generation: int = 0
+    """Another one with every change, of settings or flows: 32 bits."""
     after_octets: int = 0
     """Thresholds of the establishment policy; 0 never triggers."""
     after_packets: int = 0
@@ -463,7 +465,7 @@ class Settings:
     express_until_ns: int = 0
     """Until then packets may go past the gateway's IPv6 stack: nobody else would see them there."""
 
-    LAYOUT = struct.Struct(f"={PREFIXES_MAX * SitePrefix.LAYOUT.size}s{_UPLINK_SLOTS}I5I4x7Q")
+    LAYOUT = struct.Struct(f"={PREFIXES_MAX * SitePrefix.LAYOUT.size}s{_UPLINK_SLOTS}I6I7Q")
 
     def __post_init__(self) -> None:
         if len(self.prefixes) > PREFIXES_MAX or len(self.uplinks) > UPLINKS_MAX:
@@ -484,6 +486,7 @@ class Settings:
             self.mark_shift,
             self.split_ifindex,
             self.regroup_ifindex,
+            self.generation,
             self.after_octets,
             self.after_packets,
             self.after_ns,

@@ -227,12 +227,12 @@ class BpfDataPlane:
             pending = {pair: pending.pop(pair) for pair in first}
         try:
             self._flows.apply(pending)
-            self._write_settings()
+            self._write_settings(flows_changed=bool(pending))
         except OSError as refused:
             self._failed += 1
             _log.error("the kernel refused a change of flows", why=refused.strerror)
 
-    def _write_settings(self) -> None:
+    def _write_settings(self, *, flows_changed: bool = False) -> None:
         """The flags that depend on what is installed."""
         flags = self._settings.flags
         if self._flows.is_full:
@@ -241,9 +241,8 @@ class BpfDataPlane:
             flags |= SettingsFlag.LABELS
         if self._flows.sent_labels:
             flags |= SettingsFlag.SENT_LABELS
-        self._site.write_settings(
-            replace(self._settings, flags=flags, express_until_ns=self._express_until_ns)
-        )
+        settings = replace(self._settings, flags=flags, express_until_ns=self._express_until_ns)
+        self._site.write_settings(settings, flows_changed=flows_changed)
 
     # --- events -------------------------------------------------------------------------------
 

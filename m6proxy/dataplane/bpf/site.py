@@ -69,6 +69,7 @@ class BpfSite:
         self.settings = self._settings()
         self._attached: dict[tuple[str, Side], int] = {}
         self._written: Settings | None = None
+        self._generation = 0
         self._auxiliary: Auxiliary | None = None
 
     @property
@@ -96,6 +97,8 @@ class BpfSite:
             index = _index(name)
             if index and self._attached.get((name, side)) != index:
                 suffix = "" if _link_address(name) is not None else "_l3"
+                if f"{program}{suffix}" not in self._installation.programs:
+                    continue  # it would have nothing to do there
                 self._installation.attach(f"{program}{suffix}", index, side)
                 self._attached[name, side] = index
                 lines.append(f"{name} ({side.value})")
@@ -111,15 +114,20 @@ class BpfSite:
         )
         return replace(self.settings, prefixes=prefixes)
 
-    def write_settings(self, settings: Settings) -> None:
-        """Let the programs know, if it is news."""
+    def write_settings(self, settings: Settings, *, flows_changed: bool = False) -> None:
+        """Let the programs know, if it is news; and with other flows forget what they learned."""
         settings = replace(settings, uplinks=self._indexes())
         if self._auxiliary is not None:
             split, regroup = self._auxiliary.split, self._auxiliary.regroup
             settings = replace(settings, split_ifindex=split, regroup_ifindex=regroup)
-        if settings != self._written:
-            self.maps[layout.SETTINGS].update(bytes(4), settings.pack())
-            self._written = settings
+        before, lease = self._written, settings.express_until_ns
+        if flows_changed or before is None or settings != replace(before, express_until_ns=lease):
+            self._generation = (self._generation + 1) % (1 << 32)
+        elif settings == before:
+            return
+        written = replace(settings, generation=self._generation)
+        self.maps[layout.SETTINGS].update(bytes(4), written.pack())
+        self._written = settings
 
     def trial(self, interface: str, packet: bytes, *, outbound: bool) -> KernelTrial:
         """Prepare to ask the programs about a packet that comes in by an interface.
@@ -146,6 +154,7 @@ class BpfSite:
             *((name, Side.EGRESS, "uplink_out") for name in uplinks),
             *((name, Side.INGRESS, "uplink_in") for name in uplinks),
             *((name, Side.INGRESS, "lan_in") for name in self._wanted.lan),
+            *((name, Side.EGRESS, "lan_out") for name in self._wanted.lan),
         ]
 
     def _indexes(self) -> tuple[int, ...]:

@@ -48,6 +48,7 @@ _FEW: Final = 16
 """Entries are fewer than that; the kernel's LRU needs some more to work with."""
 _SIZES: Final = {
     **dict.fromkeys((layout.OUT, layout.TAG, layout.PAIR, layout.SENT, layout.ACTIVE), _FEW),
+    layout.RECENT: _FEW,
     layout.MISSES: 1024,
     layout.EVENTS: mmap.PAGESIZE,
 }

@@ -49,7 +49,7 @@ SEEN = Activity(*range(11, 19))
 MISS = Miss(21, 22, 23, 24, 25, MissFlag.ANSWERED)
 MARKS = address("0:0:0:c000::")
 PREFIX = SitePrefix(Prefix.parse("2001:db8:a1::/48"), PrefixFlag.SLOW, MARKS)
-ALL = Settings((PREFIX,), (7, 8), SettingsFlag.LABELS, 16, 31, 32, 33, 34, 35, 36, 37, 38, 39)
+ALL = Settings((PREFIX,), (7, 8), SettingsFlag.LABELS, 16, 31, 32, 40, 33, 34, 35, 36, 37, 38, 39)
 MASK = b"\xff" * 6 + bytes(10)
 
 STRUCTS: dict[str, tuple[bytes, dict[str, bytes]]] = {
@@ -128,7 +128,7 @@ STRUCTS: dict[str, tuple[bytes, dict[str, bytes]]] = {
             "mark_shift": number(16, 4),
             "split_ifindex": number(31, 4),
             "regroup_ifindex": number(32, 4),
-            "spare": bytes(4),
+            "generation": number(40, 4),
             "after_octets": number(33, 8),
             "after_packets": number(34, 8),
             "after_ns": number(35, 8),
@@ -167,7 +167,7 @@ def test_the_maps_have_the_names_and_sizes_that_python_uses() -> None:
         layout.SENT: (len(layout.sent_key(PAIR, 0)), 4),
         layout.ACTIVE: (4, Activity.LAYOUT.size),
         layout.MISSES: (32, Miss.LAYOUT.size),
-        layout.SETTLED: (4, 40),
+        layout.RECENT: (4, 96),
         layout.EVENTS: (0, 0),
         layout.COUNT: (4, 8),
     }

@@ -2,48 +2,14 @@
 #ifndef M6PROXY_ACCOUNT_H
 #define M6PROXY_ACCOUNT_H
 
-#include "packet.h"
+#include "recent.h"
 
 #define SILENT_START_NS 900000000ULL /* m6proxy/shim/policy.py SILENT_START_S */
-#define SETTLED_NS 16000000ULL
 #define TCP_FLAGS_AT 13
 #define TCP_SYN 0x02
 #define TCP_SYN_ACK 0x12
 #define DNS_PORT 53
 #define UDP_OCTETS 8
-
-/* The clock of the last tick: up to 10 ms behind, and a third of the price. */
-ALWAYS __u64 now(void)
-{
-	return bpf_ktime_get_coarse_ns();
-}
-
-ALWAYS void count(__u32 cause)
-{
-	__u64 *value = bpf_map_lookup_elem(&m6p_count_v2, &cause);
-
-	if (value)
-		*value += 1;
-}
-
-ALWAYS int slow(__u32 cause)
-{
-	count(cause);
-	return PASS;
-}
-
-ALWAYS int drop(__u32 cause)
-{
-	count(cause);
-	return DROP;
-}
-
-ALWAYS const struct settings *settings_of(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&m6p_settings_v3, &zero);
-}
 
 ALWAYS void announce_awake(__u32 slot, __u64 now_ns)
 {
@@ -163,41 +129,6 @@ ALWAYS int has_crossed(const struct settings *settings, const struct miss *miss,
 	       (settings->after_ns && now_ns - miss->first_ns >= settings->after_ns);
 }
 
-/* Most plain packets belong to pairs of which everything is known for now: that Python was told,
- * or that the host never answers. For some milliseconds they cost one look into an array. */
-ALWAYS struct settled *settled_of(const struct pair *at)
-{
-	__u64 mixed = (at->src.high ^ at->dst.low) * 0x9E3779B97F4A7C15ULL ^
-		      (at->src.low ^ at->dst.high) * 0xC2B2AE3D27D4EB4FULL;
-	__u32 index = (mixed ^ mixed >> 32) * 0x9E3779B97F4A7C15ULL >> 54 & (SETTLED_MAX - 1);
-
-	return bpf_map_lookup_elem(&m6p_settled_v1, &index);
-}
-
-ALWAYS int is_settled(const struct settled *settled, const struct pair *at)
-{
-	return settled && is_same(&settled->at.src, &at->src) &&
-	       is_same(&settled->at.dst, &at->dst) && now() < settled->until_ns;
-}
-
-ALWAYS int is_told_nobodys(const struct settled *settled)
-{
-	return settled->until_ns & SETTLED_NOBODYS;
-}
-
-ALWAYS void settle_as(struct settled *settled, const struct pair *at, __u64 now_ns, __u64 nobodys)
-{
-	if (!settled)
-		return;
-	settled->at = *at;
-	settled->until_ns = ((now_ns + SETTLED_NS) & ~SETTLED_NOBODYS) | nobodys;
-}
-
-ALWAYS void settle(struct settled *settled, const struct pair *at, __u64 now_ns)
-{
-	settle_as(settled, at, now_ns, 0);
-}
-
 ALWAYS struct miss *miss_of(const struct pair *ulids, __u32 direction, __u64 now_ns)
 {
 	struct miss *miss = bpf_map_lookup_elem(&m6p_misses_v1, ulids);
@@ -213,14 +144,14 @@ ALWAYS struct miss *miss_of(const struct pair *ulids, __u32 direction, __u64 now
  * A pair is remembered from the host's first packet on: strangers cannot fill the map. */
 ALWAYS int count_miss(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
 		      const struct view *view, const struct pair *ulids, __u32 direction,
-		      struct settled *settled)
+		      const struct trait *trait)
 {
 	__u64 now_ns = now();
 	struct miss *miss = miss_of(ulids, direction, now_ns);
 	__u32 why = 0;
 
 	if (!miss) {
-		settle(settled, &view->head.at, now_ns);
+		settle(trait, now_ns);
 		return 1;
 	}
 	if (miss->flags & MISS_SLOW)
@@ -235,7 +166,7 @@ ALWAYS int count_miss(struct __sk_buff *skb, __u32 link_octets, const struct set
 	    !(miss->flags & MISS_ANSWERED) && is_silent(skb, link_octets, miss, now_ns))
 		why = RIPE_SILENT;
 	if (now_ns < miss->quiet_until_ns) {
-		settle(settled, &view->head.at, now_ns);
+		settle(trait, now_ns);
 		return 1;
 	}
 	if (!why && has_crossed(settings, miss, now_ns))

@@ -110,13 +110,32 @@ struct miss {
 	__u32 spare;
 };
 
-/* A packet's addresses that need no look at the large maps for a moment: nobody counts them. */
-struct settled {
+/* By what rules, routes and their choice among several next hops tell flows apart. */
+struct trait {
 	struct pair at;
-	__u64 until_ns; /* with SETTLED_NOBODYS they are dropped, else they pass */
+	__u32 first;       /* traffic class without ECN, flow label: as in the packet */
+	__u32 ports;       /* the first 4 octets behind the fixed header */
+	__u32 next_header;
+	__u32 generation;  /* of the settings: what was learned before is void */
 };
 
-#define SETTLED_NOBODYS 1ULL
+/* Where the gateway's own routing sent a flow's packet, and what it put before it. */
+struct way {
+	__u64 until_ns;
+	__u32 ingress;     /* interface index */
+	__u32 egress;
+	__u32 octets;      /* the largest packet that was let through */
+	__u8 number;       /* the low nibble of its mark */
+	__u8 link[14];     /* its Ethernet header */
+	__u8 spare[5];
+};
+
+/* What the last packets of a flow showed; good for some milliseconds. */
+struct recent {
+	struct trait of;
+	__u64 settled_until_ns; /* nobody counts it: it needs no look at the large maps */
+	struct way way;
+};
 
 enum event_kind {
 	EVENT_RIPE = 1,  /* a pair deserves a context */
@@ -200,7 +219,7 @@ struct settings {
 	__u32 mark_shift;      /* where our 8 bits stand in the mark */
 	__u32 split_ifindex;   /* 0: GSO packets in mode exthdr are for Python */
 	__u32 regroup_ifindex; /* 0: restored packets in mode exthdr go on singly */
-	__u32 spare;
+	__u32 generation;      /* another one with every change, of settings or flows */
 	__u64 after_octets;    /* thresholds; 0 never triggers */
 	__u64 after_packets;
 	__u64 after_ns;
@@ -267,14 +286,14 @@ struct {
 	__type(value, struct miss);
 } m6p_misses_v1 SEC(".maps");
 
-#define SETTLED_MAX 1024 /* a power of 2 */
+#define RECENT_BITS 12
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, SETTLED_MAX);
+	__uint(max_entries, 1 << RECENT_BITS);
 	__type(key, __u32);
-	__type(value, struct settled);
-} m6p_settled_v1 SEC(".maps");
+	__type(value, struct recent);
+} m6p_recent_v1 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

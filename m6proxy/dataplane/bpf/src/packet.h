@@ -76,6 +76,7 @@ ALWAYS int see(struct __sk_buff *skb, __u32 link_octets, struct view *view)
 		return 0;
 	view->head = *(const struct head *)(data + link_octets); /* in words, aligned or not */
 	view->octets = HEADER_OCTETS + bpf_ntohs(view->head.payload_octets);
+	view->upper = 0;
 	view->has_upper = 0;
 	if (data + wanted <= end && view->octets >= HEADER_OCTETS + sizeof(view->upper)) {
 		view->upper = *(const __u64 *)(data + link_octets + HEADER_OCTETS);

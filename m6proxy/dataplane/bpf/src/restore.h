@@ -61,6 +61,20 @@ ALWAYS void reseed(struct __sk_buff *skb, __u32 at, __u8 protocol, __u32 upper_o
 	bpf_skb_store_bytes(skb, field, &seed, sizeof(seed), BPF_F_RECOMPUTE_CSUM);
 }
 
+/* A packet that has its ULIDs, of a context: view is as it is now. */
+ALWAYS int arrive(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		  const struct view *view, __u32 ingress)
+{
+	struct recent *recent = NULL;
+	struct trait trait;
+
+	if (settings->express_until_ns) {
+		describe(&trait, settings, view);
+		recent = recent_of(&trait);
+	}
+	return onward(skb, link_octets, settings, view, recent, ingress);
+}
+
 /* Only addresses, and the label where one was put. */
 ALWAYS int put_back(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
 		    struct view *view, const struct pair *ulids, __u32 slot, __u32 label_mask)
@@ -74,19 +88,21 @@ ALWAYS int put_back(struct __sk_buff *skb, __u32 link_octets, const struct setti
 	if (bpf_skb_store_bytes(skb, link_octets, &view->head, HEADER_OCTETS, BPF_F_RECOMPUTE_CSUM))
 		return drop(COUNT_DROP_NO_ROOM);
 	count(COUNT_RESTORED);
-	set_mark(skb, settings, MARK_PAST);
-	return PASS;
+	return arrive(skb, link_octets, settings, view, skb->ifindex);
 }
 
 /* The 8 octets behind the fixed header go; the addresses in view are those that the packet gets. */
 ALWAYS int shrink(struct __sk_buff *skb, __u32 link_octets, struct view *view)
 {
-	view->head.payload_octets = bpf_htons(view->octets - HEADER_OCTETS - GROWTH_OCTETS);
+	view->octets -= GROWTH_OCTETS;
+	view->head.payload_octets = bpf_htons(view->octets - HEADER_OCTETS);
 	view->head.next_header = upper_octet(view, 0);
-	return bpf_skb_adjust_room(skb, -GROWTH_OCTETS, BPF_ADJ_ROOM_NET,
-				   BPF_F_ADJ_ROOM_FIXED_GSO) ||
-	       bpf_skb_store_bytes(skb, link_octets, &view->head, HEADER_OCTETS,
-				   BPF_F_RECOMPUTE_CSUM);
+	if (bpf_skb_adjust_room(skb, -GROWTH_OCTETS, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO) ||
+	    bpf_skb_store_bytes(skb, link_octets, &view->head, HEADER_OCTETS, BPF_F_RECOMPUTE_CSUM))
+		return -1;
+	view->has_upper = !bpf_skb_load_bytes(skb, link_octets + HEADER_OCTETS, &view->upper,
+					      sizeof(view->upper));
+	return 0;
 }
 
 /* The uplink's number when the packets of a TCP stream shall be aggregated: GRO knew nothing of
@@ -131,8 +147,7 @@ ALWAYS int take_out(struct __sk_buff *skb, __u32 link_octets, const struct setti
 	if (shrink(skb, link_octets, view))
 		return drop(COUNT_DROP_NO_ROOM);
 	count(COUNT_RESTORED);
-	set_mark(skb, settings, MARK_PAST);
-	return PASS;
+	return arrive(skb, link_octets, settings, view, skb->ifindex);
 }
 
 ALWAYS int with_label(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
@@ -211,15 +226,27 @@ ALWAYS int with_pair(struct __sk_buff *skb, __u32 link_octets, const struct sett
 	if (flow->mode == MODE_IDENTIFIER)
 		return put_back(skb, link_octets, settings, view, &flow->ulids, flow->slot, 0);
 	note_in(skb, settings, flow->slot, view->octets);
-	set_mark(skb, settings, MARK_PAST);
-	return PASS;
+	return arrive(skb, link_octets, settings, view, skb->ifindex);
+}
+
+/* To an address that no host has: Python answers one packet of a pair of addresses at a time,
+ * whatever their ports are. */
+ALWAYS int refuse(const struct view *view)
+{
+	struct trait trait = { .at = view->head.at };
+
+	if (is_settled(recent_of(&trait)))
+		return drop(COUNT_DROP_NOBODYS);
+	settle(&trait, now());
+	return slow(COUNT_SLOW_NOBODYS);
 }
 
 ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
 {
 	const struct settings *settings = settings_of();
 	const struct prefix *prefix;
-	struct settled *settled;
+	struct recent *recent;
+	struct trait trait;
 	struct view view;
 	struct pair ulids;
 	int verdict;
@@ -227,6 +254,10 @@ ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
 	if (!settings || skb->pkt_type != PACKET_HOST ||
 	    number_of(skb, settings) == MARK_PAST || !see(skb, link_octets, &view))
 		return PASS;
+	describe(&trait, settings, &view);
+	recent = recent_of(&trait);
+	if (is_settled(recent) && !is_chained(view.head.next_header) && !is_dns_answer(&view))
+		return onward(skb, link_octets, settings, &view, recent, skb->ifindex);
 	if (settings->flags & SETTINGS_LABELS && view.head.first & LABEL_MASK) {
 		verdict = with_label(skb, link_octets, settings, &view);
 		if (verdict != NOT_OURS)
@@ -244,12 +275,6 @@ ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
 		return slow(COUNT_SLOW_CHAIN);
 	if (is_piece(&view))
 		return slow(COUNT_SLOW_FRAGMENT);
-	settled = settled_of(&view.head.at);
-	if (is_settled(settled, &view.head.at) && !is_told_nobodys(settled) &&
-	    !is_dns_answer(&view)) {
-		set_mark(skb, settings, MARK_PAST);
-		return PASS;
-	}
 	if (is_dns_answer(&view) && prefix_of(settings, &view.head.at.dst) &&
 	    !copy_dns(skb, link_octets, &view))
 		return slow(COUNT_SLOW_POLICY);
@@ -259,20 +284,15 @@ ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
 	prefix = prefix_of(settings, &view.head.at.dst);
 	if (!prefix)
 		return PASS;
-	if (is_nobodys(prefix, &view.head.at.dst)) {
-		if (is_settled(settled, &view.head.at) && is_told_nobodys(settled))
-			return drop(COUNT_DROP_NOBODYS);
-		settle_as(settled, &view.head.at, now(), SETTLED_NOBODYS);
-		return slow(COUNT_SLOW_NOBODYS);
-	}
+	if (is_nobodys(prefix, &view.head.at.dst))
+		return refuse(&view);
 	ulids.src = view.head.at.dst;
 	ulids.dst = view.head.at.src;
 	if ((prefix->flags & PREFIX_SLOW) || (settings->flags & SETTINGS_SLOW_MISSES) ||
 	    !count_miss(skb, link_octets, settings, &view, &ulids, MISS_ANSWERED,
-			settled))
+			&trait))
 		return slow(COUNT_SLOW_POLICY);
-	set_mark(skb, settings, MARK_PAST);
-	return PASS;
+	return onward(skb, link_octets, settings, &view, recent, skb->ifindex);
 }
 
 /* What regroup sent, aggregated: on as if it had come by its uplink like this. */
@@ -281,8 +301,9 @@ ALWAYS int after_regroup(struct __sk_buff *skb)
 	const struct settings *settings = settings_of();
 	const struct in_flow *flow;
 	struct view view;
-	__u32 number;
+	__u32 number, uplink;
 	__u64 key;
+	int verdict;
 
 	if (!settings)
 		return DROP;
@@ -297,8 +318,10 @@ ALWAYS int after_regroup(struct __sk_buff *skb)
 	if (shrink(skb, ETH_HLEN, &view))
 		return drop(COUNT_DROP_NO_ROOM);
 	count(COUNT_REGROUPED);
+	uplink = settings->uplinks[number & (UPLINKS_MAX - 1)];
 	set_mark(skb, settings, MARK_PAST);
-	return bpf_redirect(settings->uplinks[number & (UPLINKS_MAX - 1)], BPF_F_INGRESS);
+	verdict = arrive(skb, ETH_HLEN, settings, &view, uplink);
+	return verdict == PASS ? bpf_redirect(uplink, BPF_F_INGRESS) : verdict;
 }
 
 #endif

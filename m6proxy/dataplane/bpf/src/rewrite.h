@@ -26,7 +26,7 @@ ALWAYS int insert(struct __sk_buff *skb, __u32 link_octets, struct view *view,
 	grown.tail[0] = view->head.next_header;
 	if (bpf_skb_adjust_room(skb, GROWTH_OCTETS, BPF_ADJ_ROOM_NET,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
-	    bpf_skb_store_bytes(skb, link_octets, &grown, sizeof(grown), 0))
+	    bpf_skb_store_bytes(skb, link_octets, &grown, sizeof(grown), BPF_F_RECOMPUTE_CSUM))
 		return drop(COUNT_DROP_NO_ROOM);
 	count(COUNT_REWRITTEN);
 	return PASS;
@@ -39,10 +39,21 @@ ALWAYS int readdress(struct __sk_buff *skb, __u32 link_octets, struct view *view
 	view->head.at = flow->locators;
 	if (flow->mode == MODE_FLOWLABEL)
 		view->head.first = (view->head.first & ~LABEL_MASK) | flow->label;
-	if (bpf_skb_store_bytes(skb, link_octets, &view->head, HEADER_OCTETS, 0))
+	if (bpf_skb_store_bytes(skb, link_octets, &view->head, HEADER_OCTETS, BPF_F_RECOMPUTE_CSUM))
 		return drop(COUNT_DROP_NO_ROOM);
 	count(COUNT_REWRITTEN);
 	return PASS;
+}
+
+/* What the flow's mode says of a packet that need not be split. */
+ALWAYS int rewrite(struct __sk_buff *skb, __u32 link_octets, struct view *view,
+		   const struct out_flow *flow)
+{
+	if (flow->mode == MODE_EXTHDR)
+		return insert(skb, link_octets, view, flow, NEXT_SHIM);
+	if (flow->mode == MODE_DSTOPT)
+		return insert(skb, link_octets, view, flow, NEXT_DESTINATION);
+	return readdress(skb, link_octets, view, flow);
 }
 
 /* The kernel segments behind destination options, not behind a shim header. So the header
@@ -91,7 +102,9 @@ ALWAYS int to_uplink(struct __sk_buff *skb, __u32 link_octets)
 	if (!settings)
 		return PASS;
 	number = number_of(skb, settings);
-	if (number == MARK_NONE || number == MARK_PAST)
+	if (number == MARK_PAST)
+		return note_way(skb, link_octets, settings);
+	if (number == MARK_NONE)
 		return PASS;
 	if (!see(skb, link_octets, &view))
 		return drop(COUNT_DROP_NO_FLOW);
@@ -101,14 +114,12 @@ ALWAYS int to_uplink(struct __sk_buff *skb, __u32 link_octets)
 	if (flow->uplink != number || flow->mode == MODE_ULIDS ||
 	    settings->uplinks[number & (UPLINKS_MAX - 1)] != skb->ifindex)
 		return follow(skb, settings, flow);
+	if (settings->express_until_ns && link_octets == ETH_HLEN)
+		learn(skb, settings, &view, number);
 	if (flow->mode == MODE_EXTHDR && skb->gso_size)
 		return split(skb, link_octets, settings, &view, flow);
 	set_mark(skb, settings, MARK_NONE);
-	if (flow->mode == MODE_EXTHDR)
-		return insert(skb, link_octets, &view, flow, NEXT_SHIM);
-	if (flow->mode == MODE_DSTOPT)
-		return insert(skb, link_octets, &view, flow, NEXT_DESTINATION);
-	return readdress(skb, link_octets, &view, flow);
+	return rewrite(skb, link_octets, &view, flow);
 }
 
 /* A segment of what split sent: the shim header gets its own number, and the uplink its packet. */
@@ -169,8 +180,32 @@ ALWAYS int is_unclear(const struct out_flow *flow, const struct view *view)
 	       (flow->mode == MODE_IDENTIFIER && view->head.next_header == NEXT_SHIM);
 }
 
+/* Marked for its uplink, where it gets its locators; or at once, when its way is known. */
+ALWAYS int depart(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		  struct view *view, const struct out_flow *flow, struct recent *recent)
+{
+	const struct way *way =
+		way_of(skb, link_octets, settings, view, recent, skb->ifindex, flow->uplink);
+	int verdict;
+
+	if (!way) {
+		set_mark(skb, settings, flow->uplink);
+		return PASS;
+	}
+	if (address_link(skb, way))
+		return drop(COUNT_DROP_NO_ROOM);
+	view->head.hop_limit -= 1;
+	if (flow->mode == MODE_EXTHDR && skb->gso_size) {
+		set_mark(skb, settings, flow->uplink);
+		count(COUNT_EXPRESS);
+		return split(skb, link_octets, settings, view, flow);
+	}
+	verdict = rewrite(skb, link_octets, view, flow);
+	return verdict == PASS ? express(skb, settings, way) : verdict;
+}
+
 ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
-		   struct view *view, const struct out_flow *flow)
+		   struct view *view, const struct out_flow *flow, struct recent *recent)
 {
 	struct activity *activity;
 	__u32 octets;
@@ -182,8 +217,7 @@ ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settin
 		return slow(COUNT_SLOW_OVERDUE);
 	if (flow->mode == MODE_ULIDS) {
 		note_out(skb, settings, flow->slot, activity, view->octets);
-		set_mark(skb, settings, MARK_PAST);
-		return PASS;
+		return onward(skb, link_octets, settings, view, recent, skb->ifindex);
 	}
 	if (view->head.next_header == NEXT_FRAGMENT)
 		return slow(COUNT_SLOW_FRAGMENT);
@@ -198,8 +232,7 @@ ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settin
 	if (flow->mode == MODE_EXTHDR && skb->gso_size && !settings->split_ifindex)
 		return slow(COUNT_SLOW_TOO_BIG);
 	note_out(skb, settings, flow->slot, activity, view->octets);
-	set_mark(skb, settings, flow->uplink);
-	return PASS;
+	return depart(skb, link_octets, settings, view, flow, recent);
 }
 
 ALWAYS int is_beyond(const struct settings *settings, const struct pair *at)
@@ -214,29 +247,28 @@ ALWAYS int from_lan(struct __sk_buff *skb, __u32 link_octets)
 	const struct settings *settings = settings_of();
 	const struct out_flow *flow;
 	const struct prefix *prefix;
-	struct settled *settled;
+	struct recent *recent;
+	struct trait trait;
 	struct view view;
 
 	if (!settings || skb->pkt_type != PACKET_HOST || !see(skb, link_octets, &view))
 		return PASS;
-	if (is_mistaken(settings, &view, &view.head.at))
+	describe(&trait, settings, &view);
+	recent = recent_of(&trait);
+	if (!recent && is_mistaken(settings, &view, &view.head.at))
 		return slow(COUNT_SLOW_LABEL);
-	settled = settled_of(&view.head.at);
-	if (is_settled(settled, &view.head.at)) {
-		set_mark(skb, settings, MARK_PAST);
-		return PASS;
-	}
+	if (is_settled(recent))
+		return onward(skb, link_octets, settings, &view, recent, skb->ifindex);
 	flow = bpf_map_lookup_elem(&m6p_out_v1, &view.head.at);
 	if (flow)
-		return lan_hit(skb, link_octets, settings, &view, flow);
+		return lan_hit(skb, link_octets, settings, &view, flow, recent);
 	prefix = prefix_of(settings, &view.head.at.src);
 	if (!prefix || !is_beyond(settings, &view.head.at))
 		return PASS;
 	if ((prefix->flags & PREFIX_SLOW) || (settings->flags & SETTINGS_SLOW_MISSES) ||
-	    !count_miss(skb, link_octets, settings, &view, &view.head.at, MISS_OUTBOUND, settled))
+	    !count_miss(skb, link_octets, settings, &view, &view.head.at, MISS_OUTBOUND, &trait))
 		return slow(COUNT_SLOW_POLICY);
-	set_mark(skb, settings, MARK_PAST);
-	return PASS;
+	return onward(skb, link_octets, settings, &view, recent, skb->ifindex);
 }
 
 #endif
