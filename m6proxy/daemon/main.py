@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -42,6 +43,7 @@ from m6proxy.shim.locators import Uplink
 from m6proxy.steering.apply import RuleBundles
 from m6proxy.steering.flows import RehomedChain
 from m6proxy.steering.routes import SourceRouting
+from m6proxy.steering.settings import SteeringSettings
 from m6proxy.steering.uplinks import UplinkWatch
 
 _IF_INET6 = Path("/proc/thread-self/net/if_inet6")
@@ -86,10 +88,9 @@ class Daemon:
 
     def __init__(self, config: Config) -> None:
         self._fast = open_fast_path(config)
-        steering = config.steering
-        if self._fast.site is not None:
-            steering = replace(steering, mark_shift=config.mark_shift)
-        self._routing = SourceRouting(steering) if config.manage_routes else None
+        marking = replace(config.steering, mark_shift=config.mark_shift)
+        steering = marking if self._fast.site is not None else config.steering
+        self._routing = SourceRouting(marking) if config.manage_routes else None
         self._bundles = RuleBundles(steering)
         self._chain = RehomedChain(self._bundles.apply_rehomed)
         self._dataplane: DataPlane = NfqueueDataPlane(
@@ -113,6 +114,7 @@ class Daemon:
             book=book,
             hosts={octets: name for name, octets in config.hosts},
             peers=_grouped(config.peers),
+            marks=partial(uplink_marks, marking, self._engine) if self._routing else tuple,
         )
         self._journal = Journal(time.time)
         self._loop = Loop(
@@ -241,6 +243,13 @@ def shim_settings(config: Config, *, in_kernel: bool = False) -> ShimSettings:
             _IF_INET6.read_text(),
         ),
     )
+
+
+def uplink_marks(steering: SteeringSettings, engine: Engine) -> list[int]:
+    """Marks that lead to the table of each uplink that is up, the preferred one first."""
+    up = {one.name for one in engine.uplinks if one.up}
+    usable = [one for one in steering.uplinks if one.name in up]
+    return [steering.uplink_mark(one) for one in sorted(usable, key=lambda one: one.preference)]
 
 
 def own_address(interfaces: Iterable[str], table: str) -> Address | None:

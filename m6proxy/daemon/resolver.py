@@ -1,10 +1,11 @@
 """The asynchronous edge of discovery: it asks what ``discovery/plan`` wants to know.
 
 A question goes to the configured servers one after the other, by UDP and, when the answer is
-cut, by TCP; never to the servers of resolv.conf. The same question asked twice at a time is
-one lookup. Whatever happens out there, no call takes longer than twice the time-out, and
-none raises: a dead resolver is "nothing known", remembered for 30 s. No packet waits for any
-of this.
+cut, by TCP; never to the servers of resolv.conf. When none answers by the gateway's ordinary
+route, they are asked over each uplink, and what worked is tried first the next time. The same
+question asked twice at a time is one lookup. Whatever happens out there, no call takes longer
+than twice the time-out, and none raises: a dead resolver is "nothing known", remembered for
+30 s. No packet waits for any of this.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import socket
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+import dns.asyncbackend
 import dns.asyncquery
+import dns.inet
 import dns.message
 import dns.name
 import dns.rcode
@@ -45,6 +52,8 @@ IN_FLIGHT_MAX = 256
 """Questions that are out at a time; one more is a failure at once."""
 QUESTION_SHARE = 0.95
 """Of the time of a call, for one question: so that it fails within the call that asked it."""
+TRIES_MAX = 6
+"""Servers and ways that one question goes by; the next question begins with the others."""
 REMEMBERED_MAX = 4096
 """Peers that ``snapshot`` can speak of."""
 TCP_OCTETS_MAX = 8192
@@ -82,9 +91,11 @@ class Resolver:
         peers: Mapping[Address, tuple[str, ...]],
         port: int = 53,
         timeout_s: float = 2.0,
+        marks: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         """``servers``: text addresses; ``clock``: monotonic seconds.
 
+        ``marks``: those by which the kernel routes a socket over one uplink, the best first.
         ``hosts`` names local hosts, ``peers`` gives the configured names of peers' addresses.
         Raises ValueError for no server, one that is not an address, or a bad name.
         """
@@ -95,6 +106,8 @@ class Resolver:
         self.counters = Counters()
         self._servers = servers
         self._first = 0
+        """Which server and way answered last."""
+        self._marks = marks
         self._port = port
         self._call_s = 2 * timeout_s
         self._question_s = QUESTION_SHARE * self._call_s
@@ -232,20 +245,24 @@ class Resolver:
         return self._kept(question, message, now)
 
     async def _ask_servers(self, question: Question) -> dns.message.Message | None:
-        """Ask each server at least once, two tries at least; None when none would say."""
-        tries = max(2, len(self._servers))
+        """Ask each server by each way, as far as the time allows; None when none would say."""
+        ways = [(server, mark) for mark in (0, *self._marks()) for server in self._servers]
+        tries = max(2, min(len(ways), TRIES_MAX))
         try_s = self._question_s / tries
         for _ in range(tries):
             at = self._first
+            server, mark = ways[at % len(ways)]
             try:
-                return await self._ask(question, self._servers[at], try_s)
+                return await self._ask(question, server, mark, try_s)
             except Exception as error:  # hostile octets: whatever it is, this server is of no use
-                log.debug("%s: no answer about %s: %r", self._servers[at], question, error)
+                log.debug("%s: no answer about %s: %r", server, question, error)
             if self._first == at:
-                self._first = (at + 1) % len(self._servers)
+                self._first = (at + 1) % len(ways)
         return None
 
-    async def _ask(self, question: Question, server: str, try_s: float) -> dns.message.Message:
+    async def _ask(
+        self, question: Question, server: str, mark: int, try_s: float
+    ) -> dns.message.Message:
         """Ask one server, by TCP when UDP cuts the answer. Raises for any unusable answer."""
         query = dns.message.make_query(
             question.name,
@@ -255,16 +272,9 @@ class Resolver:
         )
         async with asyncio.timeout(try_s):
             try:
-                message = await dns.asyncquery.udp(
-                    query,
-                    server,
-                    port=self._port,
-                    ignore_unexpected=True,
-                    ignore_errors=True,
-                    raise_on_truncation=True,
-                )
+                message = await _ask_udp(query, server, self._port, mark)
             except dns.message.Truncated:
-                message = await _ask_tcp(query, server, self._port)
+                message = await _ask_tcp(query, server, self._port, mark)
         if message.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
             raise ValueError(dns.rcode.to_text(message.rcode()))
         return message
@@ -284,9 +294,55 @@ class Resolver:
         return replace(answer, until_s=until_s)
 
 
-async def _ask_tcp(query: dns.message.Message, server: str, port: int) -> dns.message.Message:
+async def _ask_udp(
+    query: dns.message.Message, server: str, port: int, mark: int
+) -> dns.message.Message:
+    """Ask by UDP. Raises Truncated, and whatever the network says."""
+    async with _datagrams(server, mark) as sock:
+        return await dns.asyncquery.udp(
+            query,
+            server,
+            port=port,
+            ignore_unexpected=True,
+            ignore_errors=True,
+            raise_on_truncation=True,
+            sock=sock,
+        )
+
+
+@asynccontextmanager
+async def _datagrams(server: str, mark: int) -> AsyncIterator[Any]:
+    """A socket for datagrams to a server, routed by its mark."""
+    backend = dns.asyncbackend.get_backend("asyncio")
+    family = dns.inet.af_for_address(server)
+    made = await backend.make_socket(  # type: ignore[no-untyped-call]
+        family, socket.SOCK_DGRAM
+    )
+    async with made as sock:
+        if mark:
+            _set_mark(sock.transport.get_extra_info("socket"), mark)
+        yield sock
+
+
+def _set_mark(sock: socket.socket, mark: int) -> None:
+    """Have packets of a socket routed by a mark, 32 bits, which are too many for a C int."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
+
+
+async def _ask_tcp(
+    query: dns.message.Message, server: str, port: int, mark: int
+) -> dns.message.Message:
     """Ask by TCP. Raises ValueError for an answer that would take long to parse."""
-    reader, writer = await asyncio.open_connection(server, port)
+    sock = socket.socket(dns.inet.af_for_address(server), socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if mark:
+            _set_mark(sock, mark)
+        await asyncio.get_running_loop().sock_connect(sock, (server, port))
+        reader, writer = await asyncio.open_connection(sock=sock)
+    except BaseException:
+        sock.close()
+        raise
     try:
         octets = query.to_wire()
         writer.write(len(octets).to_bytes(2) + octets)

@@ -18,10 +18,8 @@ from string import Template
 
 from m6proxy.names import address_text
 from m6proxy.steering.branches import BRANCH_PREFIX, Tree
-from m6proxy.steering.settings import SteeringSettings
+from m6proxy.steering.settings import MARK_OURS, MARK_OURS_MASK, SteeringSettings
 
-MARK_OURS, MARK_OURS_MASK = 0x80, 0xF0
-"""In our octet of the mark: the programs in the kernel have decided about the packet."""
 MARK_PAST = 0x8F
 """It goes on as it is; with 0x81 to 0x8e it leaves by that uplink."""
 

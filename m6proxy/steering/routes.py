@@ -4,8 +4,9 @@ For each uplink there is a table with a default route to the provider, and below
 ``unreachable`` default: when the provider's route is gone, a packet from its prefix is
 refused here and does not fall through to another provider, which would filter it. Two
 rules lead there: connected and more specific routes of ``main`` come first, its default
-does not (``suppress_prefixlength 0``), then the uplink's table. Where programs in the kernel
-mark packets, a rule before these leads from their mark to its uplink's table. Rules and
+does not (``suppress_prefixlength 0``), then the uplink's table. A rule before these leads from
+a mark of ours to its uplink's table: programs in the kernel mark packets, and the daemon its
+questions to name servers. Rules and
 routes carry protocol number 140, by which they are recognised; nothing else is ever changed.
 See docs/decisions/0006-routing.md.
 """
@@ -21,7 +22,7 @@ from typing import Any
 from m6proxy.errors import SetupError
 from m6proxy.names import Prefix, address_text
 from m6proxy.steering.programs import run_program
-from m6proxy.steering.settings import SteeringSettings, UplinkSettings
+from m6proxy.steering.settings import MARK_OURS, SteeringSettings, UplinkSettings
 
 PROTOCOL = 140
 """rtm_protocol and FRA_PROTOCOL of what m6proxy installed; the shim's protocol number."""
@@ -160,7 +161,9 @@ class SourceRouting:
         first = settings.rule_priority
         spare = [_Rule(first, str(u.prefix), _MAIN, True) for u in settings.uplinks]
         marked = [
-            _Rule(max(1, first - 1), None, settings.table(u), False, settings.mark(0x80 | number))
+            _Rule(
+                max(1, first - 1), None, settings.table(u), False, settings.mark(MARK_OURS + number)
+            )
             for number, u in enumerate(settings.uplinks, start=1)
             if settings.mark_shift is not None
         ]

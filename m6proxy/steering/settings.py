@@ -13,6 +13,8 @@ from m6proxy.names import ADDRESS_OCTETS, Address, Prefix
 
 _INTERFACE = re.compile(r"[A-Za-z0-9_.@:-]{1,15}")
 _SITE = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+MARK_OURS, MARK_OURS_MASK = 0x80, 0xF0
+"""In our octet of the mark: it is decided how the packet goes. Low nibble: an uplink, from 1."""
 _RESERVED_TABLES = range(253, 256)
 """default, main and local: never ours."""
 
@@ -58,7 +60,7 @@ class SteeringSettings:
     locator_only: tuple[Pattern, ...] = ()
     """Destinations that no machine has: only through the engine, dropped when it is dead."""
     mark_shift: int | None = None
-    """Where our 8 bits of a packet's mark begin, 0 to 24; None: nothing in the kernel marks any."""
+    """Where our 8 bits of a packet's mark begin, 0 to 24; None: nothing of ours marks any."""
 
     def __post_init__(self) -> None:
         if not _SITE.fullmatch(self.site):
@@ -88,6 +90,10 @@ class SteeringSettings:
         """Our 8 bits of the mark with their mask, as ``ip`` and ip6tables write them."""
         shift = self.mark_shift or 0
         return f"{octet << shift:#x}/{mask << shift:#x}"
+
+    def uplink_mark(self, uplink: UplinkSettings) -> int:
+        """The mark of packets that leave by an uplink, whose number is its place from 1."""
+        return (MARK_OURS + 1 + self.uplinks.index(uplink)) << (self.mark_shift or 0)
 
     def table(self, uplink: UplinkSettings) -> int:
         """Return the number of an uplink's routing table."""

@@ -109,6 +109,8 @@ ALWAYS int to_uplink(struct __sk_buff *skb, __u32 link_octets)
 	if (!see(skb, link_octets, &view))
 		return drop(COUNT_DROP_NO_FLOW);
 	flow = bpf_map_lookup_elem(&m6p_out_v1, &view.head.at);
+	if (!flow && !prefix_of(settings, &view.head.at.src))
+		return PASS; /* the gateway's own: the daemon asks a name server over this uplink */
 	if (!flow)
 		return drop(COUNT_DROP_NO_FLOW);
 	if (flow->uplink != number || flow->mode == MODE_ULIDS ||
