@@ -153,6 +153,11 @@ class Config:
         return self.control.parent / "bpf" / self.control.stem
 
     @property
+    def memos(self) -> Path:
+        """What a successor has to know of contexts, beside what is pinned."""
+        return self.control.with_suffix(".contexts")
+
+    @property
     def locator_map(self) -> LocatorMap:
         """How the locators of a host follow from its ULID."""
         return self.locators.over(uplink.prefix for uplink in self.uplinks)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from m6proxy.daemon.journal import Journal
+from m6proxy.daemon.memos import Memos
 from m6proxy.dataplane.port import DataPlane
 from m6proxy.discovery.capability import NameData
 from m6proxy.discovery.names_book import NameBook
@@ -23,6 +24,7 @@ from m6proxy.shim.effects import (
     Effect,
     InstallFlow,
     LearnNames,
+    Remember,
     RemoveFlow,
     Report,
     SendPacket,
@@ -76,6 +78,8 @@ class Loop:
         self._book = book
         self._journal = journal
         self._clock = clock
+        self.memos: Memos | None = None
+        """Where pairs are remembered for a successor, if there can be one."""
         self._alarm: asyncio.TimerHandle | None = None
         self._round_s = -REST_S
         """When the last round of timers was."""
@@ -89,7 +93,8 @@ class Loop:
 
     def adopt(self, left: Iterable[LeftContext]) -> int:
         """Take contexts over that the kernel still has; before ``start``. Returns how many."""
-        adopted = self._engine.adopt(left, self._clock())
+        memos = self.memos.read() if self.memos is not None else {}
+        adopted = self._engine.adopt(left, self._clock(), memos)
         self._carry_out()
         return adopted
 
@@ -224,6 +229,9 @@ class Loop:
                 self._learn(payload)
             case InstallFlow() | RemoveFlow():
                 self._dataplane.apply_flows((effect,))
+            case Remember(pair):
+                if self.memos is not None:
+                    self.memos.note(pair)
             case AskCapability(pair):
                 self._look_up(self._ask_capability(pair))
             case AskProof(pair, name):

@@ -28,6 +28,7 @@ from m6proxy.daemon.fastpath import open_fast_path
 from m6proxy.daemon.journal import Journal
 from m6proxy.daemon.logs import configure_logs
 from m6proxy.daemon.loop import Loop
+from m6proxy.daemon.memos import Memos
 from m6proxy.daemon.notify import Notifier
 from m6proxy.daemon.resolver import Resolver
 from m6proxy.dataplane.bpf.plane import BpfDataPlane
@@ -122,6 +123,8 @@ class Daemon:
         )
         if self._bpf is not None:
             self._bpf.listen(self._loop)
+        if self._fast.site is not None and self._fast.site.is_lasting:
+            self._loop.memos = Memos(config.memos, self._engine)
         self._control = ControlServer(
             config, self._engine, self._loop, self._dataplane, self._resolver, self._journal
         )
@@ -171,6 +174,8 @@ class Daemon:
             if self._routing is not None:
                 await asyncio.to_thread(self._routing.remove)
         await self._loop.stop()
+        if self._loop.memos is not None:
+            self._loop.memos.remove()
         await self._control.stop()
 
     async def _keep_rules(self) -> None:

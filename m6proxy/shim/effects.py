@@ -106,6 +106,16 @@ class RemoveFlow:
 
 
 @dataclass(frozen=True, slots=True)
+class Remember:
+    """What a successor of ours has to know of a pair changed (``Engine.memo_of``), or is gone.
+
+    Only where something in the kernel outlives us.
+    """
+
+    ulids: UlidPair
+
+
+@dataclass(frozen=True, slots=True)
 class Wake:
     """``next_deadline`` is earlier than it was: the loop must set its alarm anew."""
 
@@ -161,5 +171,13 @@ class Report:
 
 
 Effect: TypeAlias = (
-    SendPacket | AskCapability | AskProof | LearnNames | InstallFlow | RemoveFlow | Wake | Report
+    SendPacket
+    | AskCapability
+    | AskProof
+    | LearnNames
+    | InstallFlow
+    | RemoveFlow
+    | Remember
+    | Wake
+    | Report
 )

@@ -16,7 +16,7 @@ inbound   0 flow label, or addresses alone, of a context, where any are expected
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -35,6 +35,7 @@ from m6proxy.shim import (
     forward,
     hints,
     icmp,
+    memo,
     outward,
     park,
     peerset,
@@ -43,13 +44,14 @@ from m6proxy.shim import (
     trial,
     update,
 )
-from m6proxy.shim.adopt import LeftContext
+from m6proxy.shim.adopt import NO_MEMOS, LeftContext
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core, ShimSettings
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import AskCapability, Effect, LearnNames, SendPacket, What
 from m6proxy.shim.entropy import Entropy
 from m6proxy.shim.locators import Uplink
+from m6proxy.shim.memo import PairMemo
 from m6proxy.shim.park import Away
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.policy import Traffic
@@ -230,11 +232,20 @@ class Engine:
             for context in tuple(self._core.slots.by_slot.values()):
                 activity.look(self._core, context, now)
 
-    def adopt(self, left: Iterable[LeftContext], now: float) -> int:
-        """Take contexts over that a predecessor left in the kernel; returns how many."""
-        adopted = adopt.adopt(self._core, left, now)
+    def adopt(
+        self, left: Iterable[LeftContext], now: float, memos: Mapping[bytes, PairMemo] = NO_MEMOS
+    ) -> int:
+        """Take contexts over that a predecessor left in the kernel; returns how many.
+
+        ``memos``: what it remembered, by local and peer ULID (32 octets).
+        """
+        adopted = adopt.adopt(self._core, left, now, memos)
         self._sweep.begin(adopted, now, tells=True)
         return len(adopted)
+
+    def memo_of(self, pair: UlidPair) -> PairMemo | None:
+        """What a successor has to know of a pair beside what the kernel has; None: nothing."""
+        return memo.memo_of(self._core, pair.local + pair.peer)
 
     def handle_ripe(self, pair: UlidPair, traffic: Traffic, now: float) -> None:
         """The kernel counted traffic of a pair without a context that crossed a threshold."""
@@ -280,6 +291,7 @@ class Engine:
             context.local_name = context.local_name or local_name
             if data is not None and data.name == context.peer_name:
                 peerset.adopt_proof(core, context, data)
+                memo.note(core, context)
                 reap.widen(core, context, now)
                 reap.test_stand_in(core, context, now)
             update.acknowledge(core, context)

@@ -21,7 +21,7 @@ from m6proxy.errors import PeerViolation
 from m6proxy.names import UNSPECIFIED, LocatorPair, Tag, UlidPair, is_multicast
 from m6proxy.proof.judge import Evidence, Proof, prove_listed, prove_ulid
 from m6proxy.reasons import Reason
-from m6proxy.shim import failback, flows, forks, lifecycle, park, reap, startup, update
+from m6proxy.shim import failback, flows, forks, lifecycle, memo, park, reap, startup, update
 from m6proxy.shim.context import Context, Handshake
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof
@@ -479,6 +479,7 @@ def _adopt(
     """Take the peer in. An update that waits for its answer must go to the peer's new tag."""
     before = context.peer_tag
     adopt_peer(core, context, peer_tag, options, evidence)
+    memo.note(core, context)
     _remove_confused(core, context, now)
     if context.parking is not None:
         park.handle_exchange(core, context, now)

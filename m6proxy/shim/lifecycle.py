@@ -5,7 +5,7 @@ from __future__ import annotations
 from m6proxy.errors import PeerViolation
 from m6proxy.names import Address, LocatorPair
 from m6proxy.reasons import Reason
-from m6proxy.shim import flows, forward
+from m6proxy.shim import flows, forward, memo
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.demux import UNTAGGED, DemuxMode
@@ -48,6 +48,8 @@ def enter(core: Core, context: Context, after: State, cause: Input, now: float) 
         core.contexts.unbind_nonce(context)
         context.handshake = None
         context.holddown_due_s = NEVER
+    if context.carries or carried:
+        memo.note(core, context)
     if context.carries and not carried:
         context.established_s = now
         context.last_traffic_s = now

@@ -17,7 +17,7 @@ from m6proxy.errors import PeerViolation
 from m6proxy.names import UNSPECIFIED, Address, LocatorPair, Tag
 from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
-from m6proxy.shim import activity, reap, update
+from m6proxy.shim import activity, memo, reap, update
 from m6proxy.shim.context import Context, PendingUpdate
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import What
@@ -204,6 +204,7 @@ def _take_in(
     if context.flow is not None:
         activity.look(core, context, now)
     adopt_scope(core, context, scope)
+    memo.note(core, context)
     context.peer_updated = True
     current = context.peer_locator(context.route[16:])
     if current is not None and current.broken:

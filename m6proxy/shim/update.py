@@ -7,7 +7,7 @@ from typing import Final
 from m6proxy.errors import PeerViolation
 from m6proxy.names import TAG_MASK, LocatorPair
 from m6proxy.reasons import Reason
-from m6proxy.shim import reap
+from m6proxy.shim import memo, reap
 from m6proxy.shim.context import Context, HeldAck, PendingUpdate
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import AskProof, What
@@ -84,6 +84,7 @@ def handle_request(
         adopt_delta(core, context, delta)
     adopt_locators(core, context, message.options, evidence)
     adopt_demux(core, context, message.options)
+    memo.note(core, context)
     context.peer_updated = True
     context.held_ack = None
     name = find(message.options, SenderName)

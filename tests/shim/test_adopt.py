@@ -7,16 +7,21 @@ from dataclasses import replace
 import pytest
 
 from m6proxy.names import LocatorPair, UlidPair, address
+from m6proxy.proof.judge import Proof
 from m6proxy.shim.adopt import LeftContext
 from m6proxy.shim.demux import DemuxMode
-from m6proxy.shim.effects import InstallFlow, What
+from m6proxy.shim.effects import Effect, InstallFlow, Remember, What
 from m6proxy.shim.engine import Engine
+from m6proxy.shim.locators import PeerLocator
+from m6proxy.shim.memo import PairMemo
 from m6proxy.shim.transitions import ReapState, State
 from m6proxy.wire.message import UpdateAck, UpdateRequest
 from tests.harness.entropy import SeededEntropy
 from tests.harness.packets import find_messages, is_control
-from tests.harness.pair import A1, B1, Pair, Site
+from tests.harness.pair import A1, A1_ISP2, B1, NAMES, Pair, Site, nsquare
 from tests.shim.moved import moved
+from tests.shim.test_forks import adjust, bulk
+from tests.shim.test_identifier import A1_AT_2, ADDRESSES, B1_AT_1, one_moved
 
 MODES = [
     (DemuxMode.EXTHDR,),
@@ -29,10 +34,11 @@ def left_of(flow: InstallFlow) -> LeftContext:
     """What a kernel knows of a flow."""
     entry = flow.kernel
     assert entry is not None
-    tags = dict(entry.tags)
+    tags = dict(entry.tags) if not entry.slow else {DemuxMode.EXTHDR: 0}
+    wire = entry.addresses
     return LeftContext(
         flow.ulids,
-        flow.locators,
+        LocatorPair(wire[:16], wire[16:]),
         entry.slot,
         tags[DemuxMode.EXTHDR],
         tags.get(DemuxMode.FLOWLABEL, 0),
@@ -40,14 +46,24 @@ def left_of(flow: InstallFlow) -> LeftContext:
         entry.wanted,
         entry.label,
         entry.features,
-        entry.peer_locators,
+        entry.peer_locators if not entry.slow else (),
+        entry.untagged if not entry.slow else (),
     )
 
 
-def restart(pair: Pair, site: Site, *, down_s: float = 0.5) -> list[LeftContext]:
+def memos_of(site: Site) -> dict[bytes, PairMemo]:
+    """What a daemon has written of all pairs."""
+    memos = map(site.engine.memo_of, {context.pair for context in site.engine.contexts()})
+    return {memo.key: memo for memo in memos if memo is not None}
+
+
+def restart(
+    pair: Pair, site: Site, *, down_s: float = 0.5, remembers: bool = False
+) -> list[LeftContext]:
     """The daemon dies, its maps and programs go on, and another takes over."""
     kernel = site.kernel
     assert kernel is not None
+    memos = memos_of(site) if remembers else {}
     site.engine = Engine(site.settings, SeededEntropy(99), kernel.read)
     site.queued_timer_s = None
     end_s = pair.clock.now + down_s
@@ -56,7 +72,8 @@ def restart(pair: Pair, site: Site, *, down_s: float = 0.5) -> list[LeftContext]
         pair.talk(pair.beta, 100)
         pair.run(0.05)
     left = [left_of(flow) for flow in kernel.flows.values()]
-    assert site.engine.adopt(left, pair.clock.now) == len(left)
+    forks = sum(len(memo.forks) for memo in memos.values())
+    assert site.engine.adopt(left, pair.clock.now, memos) == len(left) + forks
     pair.settle(site)
     return left
 
@@ -83,6 +100,114 @@ def test_nothing_is_lost_and_the_context_is_the_same(demux: tuple[DemuxMode, ...
     assert got == len(hosts) > 200
     assert after.reap_state is ReapState.OPERATIONAL
     assert after.route == before.route
+
+
+def test_the_peers_name_and_its_whole_list_are_remembered() -> None:
+    """Five locators, one of them not proved: the kernel's entry has room for four proved ones."""
+    pair = moved(kernel=True)
+    before = pair.alpha.context
+    more = [B1[:8] + bytes(7) + bytes([number]) for number in range(1, 4)]
+    more.append(address("2001:db8:66::1"))
+    before.peer_locators += tuple(PeerLocator(octets, Proof.DNS) for octets in more[:-1])
+    before.peer_locators += (PeerLocator(more[-1], Proof.NONE, priority=7, broken=True),)
+    before.peer_locators[-1].listed = True
+    restart(pair, pair.alpha, remembers=True)
+    after = pair.alpha.context
+    assert after is not before and after.peer_name == NAMES[B1] == before.peer_name
+    assert after.peer_generation == before.peer_generation != 0
+    known = [[(one.address, one.proof, one.flags, one.priority) for one in each.peer_locators]
+             for each in (before, after)]  # fmt: skip
+    assert known[0] == known[1] and len(known[1]) == 6
+    assert after.keepalive_timeout_s == before.keepalive_timeout_s
+
+
+def test_what_is_remembered_counts_only_for_the_same_tags() -> None:
+    pair = moved(kernel=True)
+    (left,) = restart(pair, pair.alpha)
+    (key, memo), *_ = memos_of(pair.alpha).items()
+    for change in ({"peer_tag": 7}, {"local_tag": 7}):
+        other = replace(memo, main=replace(memo.main, peer_name="else", **change))  # type: ignore[arg-type]
+        engine = Engine(pair.alpha.settings, SeededEntropy(5), pair.alpha.kernel.read)  # type: ignore[union-attr]
+        assert engine.adopt([left], pair.clock.now, {key: other}) == 1
+        (context,) = engine.contexts()
+        assert context.peer_name is None and context.local_tag == left.local_tag
+
+
+def test_forks_are_taken_over_with_their_pair() -> None:
+    pair = Pair(adjust=adjust, kernel=True)
+    for _ in range(3):
+        pair.talk(pair.alpha)
+        pair.run(0.2)
+    before = sorted(pair.alpha.engine.contexts(), key=lambda one: one.fii)
+    assert len(before) == 2
+    restart(pair, pair.alpha, down_s=0.0, remembers=True)
+    main, fork = sorted(pair.alpha.engine.contexts(), key=lambda one: one.fii)
+    assert main.forks == ((main.forks[0][0], fork),)
+    for old, new in zip(before, (main, fork), strict=True):
+        for name in ("fii", "local_tag", "peer_tag", "route", "peer_name", "state"):
+            assert getattr(new, name) == getattr(old, name), name
+    taken = bulk(pair)
+    assert pair.wire[-1][1][8:24] == A1_ISP2
+    pair.run(0.1)
+    assert pair.beta.delivered[-1][1] == taken
+    pair.stream(5.0, both=True, interval_s=0.1)
+    assert len(list(pair.alpha.engine.contexts())) == 2
+
+
+def test_a_pair_with_forks_is_not_taken_over_without_being_remembered() -> None:
+    pair = Pair(adjust=adjust, kernel=True)
+    for _ in range(3):
+        pair.talk(pair.alpha)
+        pair.run(0.2)
+    assert pair.alpha.kernel is not None
+    (left,) = map(left_of, pair.alpha.kernel.flows.values())
+    engine = Engine(pair.alpha.settings, SeededEntropy(5), pair.alpha.kernel.read)
+    assert engine.adopt([left], pair.clock.now) == 0
+
+
+@pytest.mark.parametrize("letter", ["a", "b"])
+def test_what_stands_in_for_a_ulid_is_remembered(letter: str) -> None:
+    pair = one_moved(letter, kernel=True)
+    before = pair.alpha.context
+    if letter == "a":
+        assert before.wire_addresses == A1_AT_2 + B1_AT_1 != before.route
+    restart(pair, pair.alpha, remembers=True)
+    after = pair.alpha.context
+    for name in ("local_tag", "peer_tag", "route", "wire_addresses", "wire_label", "demux"):
+        assert getattr(after, name) == getattr(before, name), name
+    for site in pair.sites.values():
+        packet, count = pair.talk(site), len(pair.other(site).delivered)
+        pair.run(0.1)
+        assert [got for _, got in pair.other(site).delivered[count:]] == [packet]
+
+
+def test_pairs_of_addresses_without_a_tag_are_known_from_the_kernel() -> None:
+    pair = moved(demux=ADDRESSES, locator_map=nsquare, kernel=True)
+    known = pair.alpha.engine._core.contexts.untagged(pair.alpha.context)
+    restart(pair, pair.alpha)
+    assert set(pair.alpha.engine._core.contexts.untagged(pair.alpha.context)) >= set(known) != set()
+    assert pair.alpha.context.demux == "identifier"
+
+
+def test_a_pair_is_remembered_when_something_is_told_and_not_when_it_moves() -> None:
+    pair = Pair(kernel=True)
+    heard: list[str] = []
+    carried_out = pair.alpha.engine.take_effects
+
+    def take_effects() -> list[Effect]:
+        effects = carried_out()
+        heard.extend(type(effect).__name__ for effect in effects)
+        return effects
+
+    pair.alpha.engine.take_effects = take_effects  # type: ignore[method-assign]
+    pair.establish()
+    assert heard.count(Remember.__name__)
+    pair.run(1.0)
+    pair.cut_provider("a", 1)
+    heard.clear()
+    pair.stream(8.0, both=True, interval_s=0.1)
+    assert pair.alpha.context.wire_addresses is not None
+    assert heard.count(InstallFlow.__name__) and not heard.count(Remember.__name__)
 
 
 def test_the_peer_is_told_our_set_and_answers() -> None:

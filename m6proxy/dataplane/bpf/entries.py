@@ -157,6 +157,7 @@ class Left:
         """Entries without an outbound one: of no use."""
         self._outs: dict[UlidPair, OutFlow] = {}
         self._tags: dict[UlidPair, list[tuple[Mode, int, InFlow]]] = {}
+        self._untagged: dict[UlidPair, tuple[bytes, ...]] = {}
         self._pair_of_slot: dict[int, UlidPair] = {}
 
     def take_out(self, key: bytes, value: bytes) -> None:
@@ -177,8 +178,11 @@ class Left:
 
     def take_pair(self, key: bytes, value: bytes) -> None:
         """An entry of PAIR."""
-        ulids = PairFlow.unpack(value).ulids
-        self._take(UlidPair(ulids[16:], ulids[:16]), Place(layout.PAIR, key), value)
+        flow = PairFlow.unpack(value)
+        pair = UlidPair(flow.ulids[16:], flow.ulids[:16])
+        if flow.mode is Mode.IDENTIFIER:
+            self._untagged[pair] = (*self._untagged.get(pair, ()), key)
+        self._take(pair, Place(layout.PAIR, key), value)
 
     def take_sent(self, key: bytes, value: bytes) -> None:
         """An entry of SENT."""
@@ -186,12 +190,12 @@ class Left:
         self._take(pair, Place(layout.SENT, key), value)
 
     def contexts(self) -> list[LeftContext]:
-        """Those of which everything is there; not those whose packets all went the slow way."""
+        """All; of those whose packets all went the slow way the tag of ours is not known."""
         found = []
         for pair, out in self._outs.items():
             tags = {mode: (tag, flow) for mode, tag, flow in self._tags.get(pair, ())}
-            if Mode.EXTHDR in tags:
-                found.append(_left_context(pair, out, tags))
+            if Mode.EXTHDR in tags or out.flags & OutFlag.SLOW:
+                found.append(_left_context(pair, out, tags, self._untagged.get(pair, ())))
         return found
 
     def _take(self, pair: UlidPair | None, place: Place, value: bytes) -> None:
@@ -202,9 +206,12 @@ class Left:
 
 
 def _left_context(
-    pair: UlidPair, out: OutFlow, tags: dict[Mode, tuple[int, InFlow]]
+    pair: UlidPair,
+    out: OutFlow,
+    tags: dict[Mode, tuple[int, InFlow]],
+    untagged: tuple[bytes, ...],
 ) -> LeftContext:
-    tag, inbound = tags[Mode.EXTHDR]
+    tag, inbound = tags.get(Mode.EXTHDR, (0, None))
     peer_tag = int.from_bytes(out.tail[1:]) & TAG_MASK
     if out.mode is Mode.DSTOPT:
         peer_tag = out.label << SHORT_BITS | int.from_bytes(out.tail[3:])
@@ -218,5 +225,6 @@ def _left_context(
         peer_mode=DemuxMode(out.flags >> _WANTED_SHIFT & 0xF),
         peer_label=0 if out.mode is Mode.DSTOPT else out.label,
         peer_features=out.flags >> _FEATURES_SHIFT,
-        peer_locators=inbound.peer,
+        peer_locators=inbound.peer if inbound is not None else (),
+        untagged=untagged,
     )

@@ -263,7 +263,8 @@ def test_what_nobody_takes_over_is_removed(maps: dict[str, Map]) -> None:
     ])  # fmt: skip
     maps[layout.OUT].delete(A1 + B1)
     successor = FlowMaps(maps, NUMBERS)
-    assert [left.slot for left in successor.inherit()] == [4]
+    known = {left.slot: left.local_tag for left in successor.inherit()}
+    assert known.keys() == {4, 5} and known[4] and not known[5], "of a slow one no tag is known"
     successor.disown()
     assert not contents(maps)
 
