@@ -15,13 +15,14 @@ import contextlib
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from m6proxy import netlink
 from m6proxy.errors import SetupError
 from m6proxy.steering.settings import SteeringSettings, UplinkSettings
 
@@ -30,19 +31,14 @@ _log = structlog.get_logger(__name__)
 OnChange = Callable[[str, bool, str, int], None]
 """Called with the uplink's name, whether it is up, why, and its MTU in octets (0: unknown)."""
 
-# linux/rtnetlink.h, linux/netlink.h, linux/if.h
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+# linux/rtnetlink.h, linux/if.h
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
-_NLM_F_REQUEST_DUMP = 0x301
 _GROUPS: Final = (1, 9, 11, 12, 19)
 """RTNLGRP: links, IPv6 addresses, IPv6 routes, IPv6 interface data (its MTU), IPv6 rules."""
 _IFLA_IFNAME, _IFLA_MTU = 3, 4
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
-_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 
-_NLMSGHDR = struct.Struct("=IHHII")
 _IFINFOMSG = struct.Struct("=BxHiII")
-_RTATTR = struct.Struct("=HH")
 
 _READ_OCTETS = 65_536
 _READS_PER_TURN = 64
@@ -105,7 +101,7 @@ class UplinkWatch:
         Raises SetupError when the kernel does not answer.
         """
         try:
-            self._socket = _open_socket()
+            self._socket = netlink.subscribe(netlink.ROUTE, _GROUPS)
         except OSError as refused:
             raise SetupError(f"cannot watch the uplinks: {refused}") from None
         asyncio.get_running_loop().add_reader(self._socket, self._readable)
@@ -151,11 +147,9 @@ class UplinkWatch:
         self._sequence += 1
         self._seen_in_dump = set()
         body = _IFINFOMSG.pack(0, 0, 0, 0, 0)
-        header = _NLMSGHDR.pack(
-            _NLMSGHDR.size + len(body), _RTM_GETLINK, _NLM_F_REQUEST_DUMP, self._sequence, 0
-        )
+        question = netlink.message(_RTM_GETLINK, body, dump=True, sequence=self._sequence)
         try:
-            self._socket.send(header + body)
+            self._socket.send(question)
         except OSError as refused:
             _log.warning("cannot ask the kernel for its links", why=str(refused))
 
@@ -181,12 +175,12 @@ class UplinkWatch:
 
     def _handle_datagram(self, datagram: bytes) -> bool:
         changed = False
-        for kind, sequence, payload in _messages(datagram):
+        for kind, sequence, payload in netlink.messages(datagram):
             if kind in (_RTM_NEWLINK, _RTM_DELLINK):
                 changed |= self._handle_link(kind, payload)
-            elif kind == _NLMSG_DONE and sequence == self._sequence:
+            elif kind == netlink.DONE and sequence == self._sequence:
                 changed |= self._end_dump()
-            elif kind == _NLMSG_ERROR and sequence == self._sequence:
+            elif kind == netlink.ERROR and sequence == self._sequence:
                 # Busy with the dump before this one: ask again when that has ended.
                 asyncio.get_running_loop().call_later(_RETRY_S, self._ask_dump)
             else:
@@ -203,8 +197,8 @@ class UplinkWatch:
             return False  # a bridge speaking of its ports
         if kind == _RTM_DELLINK:
             return self._links.pop(index, None) is not None
-        attributes = dict(_attributes(payload[_IFINFOMSG.size :]))
-        name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "replace")
+        attributes = dict(netlink.attributes(payload[_IFINFOMSG.size :]))
+        name = netlink.text_of(attributes.get(_IFLA_IFNAME, b""))
         mtu = int.from_bytes(attributes.get(_IFLA_MTU, b""), sys.byteorder)
         link = _Link(name, flags, mtu)
         if self._seen_in_dump is not None:
@@ -289,40 +283,6 @@ class UplinkWatch:
         except SetupError as refused:
             _log.error("source routing cannot be repaired", why=str(refused))
             return {uplink.name: str(refused) for uplink in self._settings.uplinks}
-
-
-def _open_socket() -> socket.socket:
-    watch = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-    try:
-        watch.setblocking(False)
-        watch.bind((0, 0))
-        for group in _GROUPS:
-            watch.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
-    except OSError:
-        watch.close()
-        raise
-    return watch
-
-
-def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yield type, sequence number and payload of each netlink message."""
-    offset = 0
-    while offset + _NLMSGHDR.size <= len(datagram):
-        length, kind, _, sequence, _ = _NLMSGHDR.unpack_from(datagram, offset)
-        if length < _NLMSGHDR.size or offset + length > len(datagram):
-            return
-        yield kind, sequence, datagram[offset + _NLMSGHDR.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _attributes(octets: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + _RTATTR.size <= len(octets):
-        length, kind = _RTATTR.unpack_from(octets, offset)
-        if length < _RTATTR.size or offset + length > len(octets):
-            return
-        yield kind & 0x3FFF, octets[offset + _RTATTR.size : offset + length]
-        offset += (length + 3) & ~3
 
 
 def _ipv6_mtu(interface: str) -> int | None:

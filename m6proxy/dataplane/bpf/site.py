@@ -106,6 +106,16 @@ class BpfSite:
             self._installation.settle()
         return lines
 
+    def behind(self) -> list[str]:
+        """Say in a line each at which ingress others stand behind our programs. Raises OSError."""
+        lines = []
+        for (name, side), index in tuple(self._attached.items()):
+            if side is Side.INGRESS and _index(name) == index:
+                count = self._installation.behind(index, side)
+                words = "1 program or filter" if count == 1 else f"{count} programs or filters"
+                lines += [f"tc: {words} at the ingress of {name}"] if count else []
+        return lines
+
     def settings_with(self, down: frozenset[str]) -> Settings:
         """The settings while these uplinks are down: who sends from there needs Python."""
         prefixes = tuple(

@@ -282,6 +282,14 @@ def link_detach(link: int) -> None:
 
 def link_ids(interface_index: int, attach_type: int) -> list[int]:
     """Return the numbers of the links at one side of an interface. EINVAL without tcx."""
+    return [link for link in attached(interface_index, attach_type) if link]
+
+
+def attached(interface_index: int, attach_type: int) -> list[int]:
+    """Return the link of each program at one side of an interface, in the order of packets.
+
+    0 is one that was attached without a link. EINVAL without tcx.
+    """
     programs = (ctypes.c_uint32 * _LINKS_MAX)()
     links = (ctypes.c_uint32 * _LINKS_MAX)()
     packed = _QUERY_ATTR.pack(
@@ -291,4 +299,4 @@ def link_ids(interface_index: int, attach_type: int) -> list[int]:
     attributes = _attributes(packed)
     _bpf(_PROG_QUERY, attributes)
     count = _QUERY_ATTR.unpack(attributes.raw)[5]
-    return [number for number in links[:count] if number]
+    return list(links[:count])

@@ -83,6 +83,10 @@ class Installation:
         """Take the program off; no fault if the interface is gone."""
         self._attachments.detach(interface_index, side)
 
+    def behind(self, interface_index: int, side: Side) -> int:
+        """How many programs and filters of others see a packet after ours. Raises OSError."""
+        return self._attachments.behind(interface_index, side)
+
     def settle(self) -> None:
         """All is attached: remove what the predecessor had and we do not need."""
         self._attachments.detach_rest()

@@ -24,12 +24,14 @@ from m6proxy.dataplane.bpf.links import Side
 from m6proxy.dataplane.bpf.load import read_object
 from m6proxy.dataplane.bpf.takeover import install
 from m6proxy.errors import SetupError
+from m6proxy.steering.bystanders import look_once
 try:
     installed = install(read_object(), pathlib.Path(sys.argv[1]))
     installed.attach("lan_in", 1, Side.INGRESS)
     installed.settle()
+    others = [installed.behind(1, Side.INGRESS), look_once(["lo"])]
     installed.remove()
-    print("done", installed.is_lasting)
+    print("done", installed.is_lasting, others)
 except SetupError as refused:
     print(refused)
 """
@@ -59,7 +61,7 @@ def outcome(namespace: str, folder: Path, capabilities: list[str]) -> str:
     )
 
 
-def test_the_service_installs_the_programs_where_its_unit_mounted(
+def test_the_service_installs_the_programs_where_its_unit_mounted_and_sees_who_else_is_there(
     service: configparser.SectionProxy, namespace: str, tmp_path: Path
 ) -> None:
     """Its ExecStartPre runs with all privileges; the daemon has those of the unit."""
@@ -68,7 +70,8 @@ def test_the_service_installs_the_programs_where_its_unit_mounted(
         for _ in ("start", "restart"):
             subprocess.run(shlex.split(before), check=True)
             capabilities = service["CapabilityBoundingSet"].split()
-            assert outcome(namespace, tmp_path / "bpf" / "alpha", capabilities) == "done True\n"
+            said = outcome(namespace, tmp_path / "bpf" / "alpha", capabilities)
+            assert said == "done True [0, []]\n"
         assert not (tmp_path / "bpf" / "alpha").exists()
     finally:
         run("umount", str(tmp_path / "bpf"))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from m6proxy.dataplane.bpf import pins
+from m6proxy.dataplane.bpf import pins, syscall
 from m6proxy.dataplane.bpf.btf import MapSpec
 from m6proxy.dataplane.bpf.links import Side
 from m6proxy.dataplane.bpf.load import BpfObject
@@ -63,6 +63,37 @@ class Link:
 def link() -> Iterator[Link]:
     with Namespaces() as namespaces:
         yield Link(namespaces)
+
+
+@pytest.mark.parametrize("use_tcx", [True, False])
+def test_only_who_stands_behind_our_program_is_counted(
+    link: Link, folder: Path, use_tcx: bool
+) -> None:
+    with inside(link.far):
+        installed = install(trial_object(), folder, use_tcx=use_tcx)
+        try:
+            index = socket.if_nametoindex("wan0")
+            assert installed.behind(index, Side.INGRESS) == 0
+            installed.attach("count_all", index, Side.INGRESS)
+            assert installed.behind(index, Side.INGRESS) == 0
+            if not use_tcx:
+                words = "protocol ipv6 prio 139 u32 match u32 0 0"
+                run_line(f"tc filter add dev wan0 ingress {words}")
+                assert installed.behind(index, Side.INGRESS) == 0, "it sees packets before us"
+            program = installed.programs["count_all_again"].descriptor
+            other = syscall.link_create(program, index, 46) if use_tcx else None
+            assert installed.behind(index, Side.INGRESS) == (1 if use_tcx else 0)
+            if use_tcx:
+                run_line("tc qdisc add dev wan0 clsact")
+            run_line("tc filter add dev wan0 ingress protocol ipv6 prio 200 u32 match u32 0 0")
+            assert installed.behind(index, Side.INGRESS) > (1 if use_tcx else 0)
+            if other is not None:
+                os.close(other)
+            run_line("tc filter del dev wan0 ingress prio 200")
+            assert installed.behind(index, Side.INGRESS) == 0
+            assert installed.behind(index, Side.EGRESS) == 0
+        finally:
+            installed.remove()
 
 
 class Holder:
