@@ -34,6 +34,7 @@ def status(control: Path | None, as_json: bool) -> None:
             ("daemon", f"m6proxy {answer['version']}, pid {answer['pid']}"),
             ("started", age(answer["started_at"])),
             ("data plane", f"{answer['dataplane']}: {answer['dataplane_why']}"),
+            ("express", express_line(answer["express"])),
             ("uplinks", f"{answer['uplinks_up']} of {answer['uplinks']} up"),
             *_away(answer.get("away")),
             ("contexts", states or "none"),
@@ -55,6 +56,13 @@ def _packets(counts: dict[str, int]) -> tuple[str, str]:
         if name.startswith(_KERNEL) and count
     ]
     return ", ".join(ours), ", ".join(theirs) or "nothing yet"
+
+
+def express_line(express: dict[str, Any]) -> str:
+    """Whether packets go past the IPv6 stack, and who is in the way if not."""
+    if express["on"]:
+        return "on: nobody else would see packets in the IPv6 stack, so they go past it"
+    return f"off: {'; '.join(express['in_the_way'])}; packets go the ordinary way"
 
 
 def _away(away: dict[str, Any] | None) -> list[tuple[str, str]]:

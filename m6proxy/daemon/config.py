@@ -144,6 +144,8 @@ class Config:
     manage_routes: bool = True
     fast_path: Literal["auto", "bpf", "off"] = "auto"
     """Whether programs in the kernel move packets: where they can, always, never."""
+    express: Literal["auto", "off"] = "auto"
+    """Whether they send packets past the gateway's IPv6 stack, where nobody else would see them."""
     mark_shift: int = 24
     """Where our 8 bits of a packet's mark begin, when they do."""
 
@@ -273,6 +275,7 @@ def _freeze(file: ConfigFile) -> Config:
         rule_priority=file.routing.rule_priority,
         manage_routes=file.routing.manage,
         fast_path=file.fast_path,
+        express=file.express,
         mark_shift=file.routing.mark_shift,
     )
 

@@ -22,6 +22,7 @@ from m6proxy import __version__
 from m6proxy.daemon import clock, metrics, view
 from m6proxy.daemon.config import Config
 from m6proxy.daemon.explain import explain, with_kernel, without_kernel
+from m6proxy.daemon.express import ExpressGuard, express_view
 from m6proxy.daemon.journal import Journal
 from m6proxy.daemon.loop import Loop
 from m6proxy.dataplane.bpf.plane import BpfDataPlane
@@ -66,6 +67,8 @@ class ControlServer:
         """Whether rules or routes are still missing: whoever asks is told to wait."""
         self.fast_path: tuple[BpfDataPlane | None, str] = (None, "")
         """The data plane in the kernel, if there is one, and why or why not."""
+        self.express: ExpressGuard | None = None
+        """Who says whether packets go past the IPv6 stack, if they may at all."""
 
     async def start(self) -> None:
         """Listen. Raises SetupError when another daemon has the socket or it cannot be made."""
@@ -132,6 +135,7 @@ class ControlServer:
             "started_at": round(self._started_unix_s, 3),
             "dataplane": "bpf" if bpf is not None else "nfqueue",
             "dataplane_why": why,
+            "express": express_view(self.express, in_kernel=bpf is not None),
             "contexts": dict(states),
             "peers": len(self._discovery.snapshot()),
             "uplinks_up": sum(uplink.up for uplink in uplinks),

@@ -10,7 +10,7 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -155,11 +155,10 @@ PrefixText: TypeAlias = Annotated[str, AfterValidator(_prefix)]
 NameOrPrefix: TypeAlias = Annotated[str, AfterValidator(_name_or_prefix)]
 SelectorText: TypeAlias = Annotated[str, AfterValidator(_selector)]
 SocketPath: TypeAlias = Annotated[str, AfterValidator(_control)]
-FastPath: TypeAlias = Annotated[
-    Literal["auto", "bpf", "off"],
-    BeforeValidator(lambda value: "off" if value is False else value),
-]
+_Off: Final = BeforeValidator(lambda value: "off" if value is False else value)
 """YAML reads the word off as false."""
+FastPath: TypeAlias = Annotated[Literal["auto", "bpf", "off"], _Off]
+Express: TypeAlias = Annotated[Literal["auto", "off"], _Off]
 DemuxText: TypeAlias = Annotated[str, AfterValidator(_demux)]
 UplinkName: TypeAlias = Annotated[str, AfterValidator(_uplink_name)]
 
@@ -395,6 +394,7 @@ class ConfigFile(Section):
         description="auto, bpf or off",
         examples=["auto"],
     )
+    express: Express = Field(default="auto", description="auto or off", examples=["auto"])
     queues: QueuesSection = Field(
         default_factory=QueuesSection,
         examples=["{outbound: 140, inbound: 141}"],

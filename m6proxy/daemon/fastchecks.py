@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from m6proxy.daemon.config import Config
+from m6proxy.daemon.express import interfaces
 from m6proxy.dataplane.bpf.features import Offer, probe, try_programs
 from m6proxy.dataplane.bpf.load import BpfObject, read_object
 from m6proxy.dataplane.offloads import harms, read_offloads
 from m6proxy.discovery.addressing import MapKind
 from m6proxy.errors import SetupError
+from m6proxy.steering.bystanders import look_once
 from m6proxy.steering.checks import Finding, Level
 
 _SLOWLY = "all packets go through NFQUEUE"
@@ -31,6 +33,8 @@ def check_fast_path(
     if is_in_kernel:
         findings.append(_choice(config))
         is_in_kernel = findings[-1].detail.startswith("bpf")
+        if is_in_kernel:
+            findings.append(_express(config))
     elif config.fast_path == "bpf":
         findings[-1] = replace(findings[-1], level=Level.FAILURE)
     if not offer.jit:
@@ -87,6 +91,22 @@ def _choice(config: Config) -> Finding:
         why = "NFQUEUE, because bpf routes by marks and routing.manage is false"
         return Finding(what, level, why, "set routing.manage, or fast_path: off")
     return Finding(what, Level.OK, "bpf for usual packets, NFQUEUE for the others")
+
+
+def _express(config: Config) -> Finding:
+    """Whether packets could go past the IPv6 stack now; that they cannot is no fault."""
+    what = "express"
+    if config.express == "off":
+        return Finding(what, Level.OK, "off, as the configuration says")
+    try:
+        in_the_way = look_once(interfaces(config))
+    except OSError as refused:
+        return Finding(what, Level.WARNING, f"nobody can tell who else is here: {refused}")
+    if not in_the_way:
+        return Finding(what, Level.OK, "nobody else would see packets, they go past the IPv6 stack")
+    return Finding(
+        what, Level.OK, f"off, packets go the ordinary way, because of {'; '.join(in_the_way)}"
+    )
 
 
 def _offloads(interface: str, config: Config, *, is_in_kernel: bool) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from m6proxy.daemon.collector import set_up_collector
 from m6proxy.daemon.config import Config
 from m6proxy.daemon.control import ControlServer, claim_socket
 from m6proxy.daemon.entropy import SystemEntropy
+from m6proxy.daemon.express import open_guard
 from m6proxy.daemon.fastpath import open_fast_path
 from m6proxy.daemon.journal import Journal
 from m6proxy.daemon.logs import configure_logs
@@ -129,6 +130,8 @@ class Daemon:
             config, self._engine, self._loop, self._dataplane, self._resolver, self._journal
         )
         self._control.fast_path = self._bpf, self._fast.why
+        self._express = open_guard(config, self._bpf, self._fast.site, self._journal)
+        self._control.express = self._express
         self._watch = UplinkWatch(
             steering,
             self._uplink_changed,
@@ -153,6 +156,8 @@ class Daemon:
         await self._watch.start()
         await asyncio.to_thread(self._bundles.apply)
         self._guard = asyncio.get_running_loop().create_task(self._keep_rules())
+        if self._express is not None:
+            await self._express.start()
         self._control.starting = False
 
     async def stop(self) -> None:
@@ -165,6 +170,8 @@ class Daemon:
 
     async def _take_out(self) -> None:
         self._stopping.set()
+        if self._express is not None:
+            await self._express.close()
         if self._guard is not None:
             await self._guard
         self._watch.close()

@@ -38,6 +38,8 @@ def render(
     dropped = CounterMetricFamily("m6proxy_drops", "Packets dropped, by reason", labels=["reason"])
     for row in drops:
         dropped.add_metric([row["reason"].lower()], row["count"])
+    express = GaugeMetricFamily("m6proxy_express", "Whether packets go past the IPv6 stack")
+    express.add_metric([], status["express"]["on"])
     up = GaugeMetricFamily("m6proxy_uplink_up", "Whether an uplink works", labels=["uplink"])
     using = GaugeMetricFamily(
         "m6proxy_uplink_contexts", "Contexts that send through an uplink", labels=["uplink"]
@@ -46,5 +48,5 @@ def render(
         up.add_metric([uplink["name"]], uplink["up"])
         using.add_metric([uplink["name"]], uplink["contexts"])
     registry = CollectorRegistry()
-    registry.register(_Snapshot([contexts, packets, losses, dropped, up, using]))
+    registry.register(_Snapshot([contexts, packets, losses, dropped, express, up, using]))
     return generate_latest(registry)

@@ -15,6 +15,7 @@ from m6proxy.cli.control import ask, find_socket
 from m6proxy.cli.flows import with_rates
 from m6proxy.cli.main import m6proxy
 from m6proxy.cli.screen import age, duration
+from m6proxy.cli.status import express_line
 from m6proxy.errors import SetupError
 from tests.cli.server import daemon
 
@@ -27,6 +28,7 @@ STATUS = {
     "started_at": TEN_DAYS_AGO,
     "dataplane": "nfqueue",
     "dataplane_why": "fast_path is off",
+    "express": {"on": False, "in_the_way": ["the kernel moves no packets here"]},
     "contexts": {"established": 2, "i1-sent": 0},
     "peers": 1,
     "uplinks_up": 1,
@@ -366,6 +368,14 @@ def test_flows_show_their_way_and_rates(tmp_path: Path) -> None:
     assert (rated["packets_out_per_s"], rated["octets_out_per_s"]) == (1000, 1_000_000)
     (other,) = with_rates([FLOW | {"peer_ulid": "::9"}], [later], 0.5)
     assert other["packets_out_per_s"] == 0, "a slot that another context had before"
+
+
+def test_status_says_who_is_in_the_way_ofexpress_line() -> None:
+    assert "nobody else would see" in express_line({"on": True, "in_the_way": []})
+    lines = ["IPsec: 1 policy", "lan0: it belongs to br0"]
+    assert express_line({"on": False, "in_the_way": lines}) == (
+        "off: IPsec: 1 policy; lan0: it belongs to br0; packets go the ordinary way"
+    )
 
 
 def test_flows_without_programs_in_the_kernel_say_why(tmp_path: Path) -> None:

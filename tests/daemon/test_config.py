@@ -231,7 +231,7 @@ def test_a_gateway_may_be_link_local() -> None:
             "control:",
             "frobnicate: 1\ncontrol:",
             "f.yaml:8: frobnicate: unknown key; the keys here are site, lan, uplinks, dns, policy, "
-            "locators, hosts, peers, fast_path, queues, routing, control",
+            "locators, hosts, peers, fast_path, express, queues, routing, control",
         ),
         (
             "alpha.example",

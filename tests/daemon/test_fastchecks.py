@@ -62,6 +62,21 @@ def test_the_data_plane_that_will_be_used_is_named(keys: str, line: str) -> None
 
 
 @pytest.mark.netns
+def test_who_is_in_the_way_of_express_is_named_and_no_fault(config: Config) -> None:
+    with Namespaces() as namespaces, inside(namespaces.add("g")):
+        assert said(config, ALL)[3].startswith("ok express: nobody else would see packets")
+        run_line("ip6tables -A FORWARD -j ACCEPT")
+        (line,) = (line for line in said(config, ALL) if " express: " in line)
+        assert line == (
+            "ok express: off, packets go the ordinary way, because of "
+            "nftables: table ip6 filter, chain FORWARD (forward): 1 rule"
+        )
+        run_line("ip6tables -F")
+        chosen = parse_config(TEXT + "express: off\n", "f.yaml")
+        assert "ok express: off, as the configuration says" in said(chosen, ALL)
+
+
+@pytest.mark.netns
 def test_who_insists_on_bpf_and_cannot_have_it_is_refused(tmp_path: Path) -> None:
     insisting = parse_config(TEXT + "fast_path: bpf\n", "f.yaml")
     assert said(insisting, ALL, lambda: read_object(tmp_path / "none.o"))[1].startswith("FAIL")
@@ -96,7 +111,7 @@ def test_what_cannot_be_missed_is_named(config: Config) -> None:
 
 @pytest.mark.netns
 def test_an_interpreter_is_slow(config: Config) -> None:
-    assert "bpf_jit_enable=1" in said(config, replace(ALL, jit=False))[3]
+    assert "bpf_jit_enable=1" in said(config, replace(ALL, jit=False))[4]
 
 
 @pytest.mark.netns
@@ -112,7 +127,7 @@ def test_offloads_of_the_uplinks_are_read_from_the_kernel(config: Config) -> Non
             by_queue = said(config, Offer("Operation not permitted"))
             assert by_queue[1].startswith("warn GRO of wan1: on a virtual link it spoils")
             assert by_queue[1].endswith("; ethtool -K wan1 gro off")
-            assert said(config, probe())[3] == "ok offloads of wan1: right for flowlabel, exthdr"
+            assert said(config, probe())[4] == "ok offloads of wan1: right for flowlabel, exthdr"
             neutral = replace(config, locators=LocatorSettings(MapKind.NEUTRAL))
             assert said(neutral, Offer("Operation not permitted"))[1] == (
                 "ok offloads of wan1: right for flowlabel, exthdr, "

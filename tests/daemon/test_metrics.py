@@ -10,6 +10,7 @@ STATUS = {
     "contexts": {"ESTABLISHED": 3, "I1-SENT": 1},
     "packets": {"outbound": 10, "inbound": 20, "rewritten": 4, "restored": 5},
     "losses": {"queue_full_outbound": 7, "send_no_route": 0},
+    "express": {"on": True, "in_the_way": []},
 }
 UPLINKS = [
     {"name": "isp1", "up": True, "contexts": 2},
@@ -39,6 +40,7 @@ def test_every_number_is_there_under_its_label() -> None:
         ("m6proxy_losses_total", "send_no_route"): 0,
         ("m6proxy_drops_total", "no_context"): 9,
         ("m6proxy_drops_total", "too_big"): 0,
+        ("m6proxy_express", ""): 1,
         ("m6proxy_uplink_up", "isp1"): 1,
         ("m6proxy_uplink_up", 'odd "name"\n'): 0,
         ("m6proxy_uplink_contexts", "isp1"): 2,

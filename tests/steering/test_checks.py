@@ -69,7 +69,7 @@ def m6proxy(
 def test_a_fit_gateway_passes_and_nothing_is_left_behind(gateway: str, tmp_path: Path) -> None:
     result = m6proxy(gateway, "check", TEXT, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert [line.split(None, 1)[0] for line in result.stdout.splitlines()] == ["ok"] * 17 + ["warn"]
+    assert [line.split(None, 1)[0] for line in result.stdout.splitlines()] == ["ok"] * 18 + ["warn"]
     assert "name server ::1" in result.stdout.splitlines()[-1]
     with inside(gateway):
         assert "m6proxy" not in run("ip6tables-save")
@@ -96,7 +96,7 @@ def test_each_fault_is_a_line_with_its_remedy(gateway: str, tmp_path: Path) -> N
         "FAIL  interface wan2: it is down or has no carrier; "
         "ip link set wan2 up, or look at the cable",
     ]
-    assert result.stdout.splitlines()[-1] == "3 of 16 checks failed."
+    assert result.stdout.splitlines()[-1] == "3 of 17 checks failed."
 
 
 @pytest.mark.netns
