@@ -223,8 +223,8 @@ class Loop:
                 self._dataplane.send(packet)
             case Wake():
                 self._set_alarm()
-            case Report(what, pair, said):
-                self._journal.note(what.value, str(said), pair)
+            case Report():
+                self._journal.note(effect.what.value, effect.detail, effect.pair)
             case LearnNames(payload):
                 self._learn(payload)
             case InstallFlow() | RemoveFlow():

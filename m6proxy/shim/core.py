@@ -11,7 +11,7 @@ from typing import Final
 
 from m6proxy.discovery.addressing import PLAIN, LocatorMap
 from m6proxy.discovery.remembered import RememberedPeers
-from m6proxy.names import Address, LocatorPair, Prefix, UlidPair
+from m6proxy.names import Address, LocatorPair, Prefix
 from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
 from m6proxy.shim.closed import ClosedTags
@@ -38,7 +38,7 @@ from m6proxy.shim.routability import ReturnRoutability
 from m6proxy.shim.slots import FlowSlots, ReadActivity
 from m6proxy.shim.table import ContextTable
 from m6proxy.shim.timers import MIN_IDLE_S, NEVER, SEND_TIMEOUT_S, TimerHeap
-from m6proxy.wire.ipv6 import MIN_MTU, NEXT_SHIM, build_packet
+from m6proxy.wire.ipv6 import build_control_packet
 from m6proxy.wire.message import Message, encode_message
 
 _WAKE = Wake()
@@ -182,17 +182,15 @@ class Core:
         self.drops[reason] = self.drops.get(reason, 0) + 1
         return reason
 
-    def report(self, what: What, pair: UlidPair, detail: Detail = "") -> None:
-        """Leave an event for people."""
-        self.effects.append(Report(what, pair, detail))
+    def report(self, what: What, key: bytes, detail: Detail = "") -> None:
+        """Leave an event for people, of a pair of ULIDs (32 octets)."""
+        self.effects.append(Report(what, key, detail))
 
     def send(self, message: Message, route: LocatorPair) -> None:
-        """Send a control message from a local locator to a peer's."""
+        """Send a control message from a local locator to a peer's. ``encode_message`` raises
+        ValueError for one that would not fit 1,280 octets (RFC 5533 §5.1)."""
         octets = encode_message(message)
-        packet = build_packet(route.local, route.peer, NEXT_SHIM, octets)
-        if len(packet) > MIN_MTU:
-            raise ValueError(f"a control packet of {len(packet)} octets exceeds 1280 (§5.1)")
-        self.effects.append(SendPacket(packet))
+        self.effects.append(SendPacket(build_control_packet(route.local, route.peer, octets)))
 
     def rearm(self, context: Context) -> None:
         """Make sure that the context wakes at its next deadline."""

@@ -143,7 +143,7 @@ def _walk(
 
 
 def _begin(core: Core, pair: UlidPair, waiting: Waiting, detail: str, now: float) -> None:
-    core.report(What.CAPABLE, pair, detail)
+    core.report(What.CAPABLE, pair.local + pair.peer, detail)
     try:
         establish.initiate(core, pair.local + pair.peer, waiting.data, waiting.local_name, now)
     except PeerViolation as violation:
@@ -151,7 +151,7 @@ def _begin(core: Core, pair: UlidPair, waiting: Waiting, detail: str, now: float
 
 
 def _give_up(core: Core, pair: UlidPair, now: float) -> None:
-    core.report(What.NOT_CAPABLE, pair)
+    core.report(What.NOT_CAPABLE, pair.local + pair.peer)
     core.accounts.silence(pair.local + pair.peer, now + NO_R1_HOLDDOWN_S)
     held = core.first_packets.take(pair.local + pair.peer)
     if held is not None:

@@ -14,9 +14,11 @@ from m6proxy.names import Address, LocatorPair, Tag, UlidPair
 from m6proxy.shim.demux import DemuxMode
 
 
-@dataclass(frozen=True, slots=True)
-class SendPacket:
-    """Send a whole IPv6 packet (header included) out of the uplink that its source belongs to."""
+class SendPacket(NamedTuple):
+    """Send a whole IPv6 packet (header included) out of the uplink that its source belongs to.
+
+    This and some others are tuples: a site that re-homes leaves half a million of them.
+    """
 
     packet: bytes
 
@@ -83,8 +85,7 @@ class KernelEntry(NamedTuple):
     """Those that are proved, the current one first."""
 
 
-@dataclass(frozen=True, slots=True)
-class InstallFlow:
+class InstallFlow(NamedTuple):
     """How a context's packets go from now on: data planes rewrite them, and nothing else may
     pass them, unless the locators are the ULIDs.
 
@@ -156,13 +157,18 @@ class Searched(NamedTuple):
 Detail: TypeAlias = str | LocatorPair | Searched
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """Something happened that people want to see; never needed for the protocol."""
 
     what: What
-    pair: UlidPair
+    key: bytes
+    """Local ULID and peer ULID, 32 octets."""
     said: Detail
+
+    @property
+    def pair(self) -> UlidPair:
+        """The ULIDs."""
+        return UlidPair(self.key[:16], self.key[16:])
 
     @property
     def detail(self) -> str:

@@ -441,7 +441,7 @@ class Engine:
         if until_s := core.peers.refused_until_s(pair.peer, pair.peer, now):
             core.accounts.silence(key, min(until_s, now + _ASK_AGAIN_S))
             return
-        core.report(What.ASKED, pair)
+        core.report(What.ASKED, pair.local + pair.peer)
         core.effects.append(AskCapability(pair))
 
     def _inbound_special(self, packet: bytes, now: float) -> tuple[Verdict, bool]:

@@ -151,7 +151,7 @@ def _test(core: Core, context: Context, failback: Failback, pair: LocatorPair) -
     record = ProbeRecord(pair.local, pair.peer, core.entropy.nonce(), 0)
     failback.outstanding = record
     core.send(Probe(context.peer_tag, ProbeState.INBOUND_OK, (record,), ()), pair)
-    core.report(What.PROBE, context.pair, f"better pair {pair}")
+    core.report(What.PROBE, context.outbound_key, f"better pair {pair}")
 
 
 def _double(core: Core, failback: Failback) -> None:

@@ -40,7 +40,9 @@ def enter(core: Core, context: Context, after: State, cause: Input, now: float) 
     context.set_state(after, cause)
     if before is after:
         return
-    core.report(What.STATE, context.pair, f"{before.value} -> {after.value} ({cause.value})")
+    core.report(
+        What.STATE, context.outbound_key, f"{before.value} -> {after.value} ({cause.value})"
+    )
     core.closing += (after is State.CLOSING) - (before is State.CLOSING)
     if before is State.CLOSING:
         context.closing = None
@@ -55,7 +57,7 @@ def enter(core: Core, context: Context, after: State, cause: Input, now: float) 
         context.last_traffic_s = now
         core.contexts.open(context)
         core.accounts.forget(context.outbound_key)
-        core.report(What.ESTABLISHED, context.pair, f"tag {context.local_tag:012x}")
+        core.report(What.ESTABLISHED, context.outbound_key, f"tag {context.local_tag:012x}")
         refresh_path(core, context)
     elif carried and not context.carries:
         _remember(core, context, now)
@@ -92,7 +94,7 @@ def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> No
     if context.flow is not None:
         context.flow.doubted = False
     refresh_path(core, context)
-    core.report(What.REHOMED, context.pair, pair)
+    core.report(What.REHOMED, context.outbound_key, pair)
 
 
 def refresh_path(core: Core, context: Context) -> None:
@@ -195,7 +197,7 @@ def refuse(core: Core, context: Context, cause: Input, holddown_s: float, now: f
     core.contexts.bind_peer_tag(context, 0)
     context.handshake = None
     context.holddown_due_s = now + holddown_s
-    core.report(What.FAILED, context.pair, cause.value)
+    core.report(What.FAILED, context.outbound_key, cause.value)
     core.rearm(context)
 
 
@@ -214,7 +216,7 @@ def remove(core: Core, context: Context, cause: Input, now: float) -> None:
     core.contexts.remove(context)
     core.timers.cancel(context)
     if was_carrying:
-        core.report(What.REMOVED, context.pair, cause.value)
+        core.report(What.REMOVED, context.outbound_key, cause.value)
 
 
 def leave_pair(core: Core, context: Context) -> None:

@@ -116,7 +116,7 @@ def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> 
     context.update = None
     parking.granted_s = float(answer.seconds)
     said = f"the peer waits {answer.seconds} s" if answer.seconds else "the peer will not wait"
-    core.report(What.PARKED, context.pair, said)
+    core.report(What.PARKED, context.outbound_key, said)
     return True
 
 
@@ -150,7 +150,7 @@ def handle_request(
         parking = _rest(core, context, now)
         parking.peer_until_s = now + granted_s + PARK_GRACE_S
         parking.peer_since_s = now
-        core.report(What.PARKED, context.pair, f"the peer is away for up to {granted_s} s")
+        core.report(What.PARKED, context.outbound_key, f"the peer is away for up to {granted_s} s")
     core.send(UpdateAck(context.peer_tag, message.request_nonce, (ParkTime(granted_s),)), route)
 
 
@@ -297,6 +297,6 @@ def _go_on(core: Core, context: Context, now: float) -> None:
     context.last_traffic_s = now
     core.contexts.open(context)
     flows.install(core, context)
-    core.report(What.RESUMED, context.pair, str(context.locators))
+    core.report(What.RESUMED, context.outbound_key, str(context.locators))
     reap.resume(core, context, now)
     core.rearm(context)

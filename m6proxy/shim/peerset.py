@@ -89,7 +89,7 @@ def offer(
         count = min(count - 1, max(1, room_octets // _LOCATOR_OCTETS))
         listed = local_set.options(local_set.best_places(count, current))
     if count < total:
-        core.report(What.SHORTENED, context.pair, f"{total - count} of {total} did not fit")
+        core.report(What.SHORTENED, context.outbound_key, f"{total - count} of {total} did not fit")
     return (*listed, *options), count == total
 
 
@@ -342,7 +342,7 @@ def adopt_proof(core: Core, context: Context, data: NameData | None) -> None:
     if proved and context.carries:
         flows.install(core, context)
     if proved:
-        core.report(What.PROVED, context.pair, f"{proved} of {len(unproved)} locators")
+        core.report(What.PROVED, context.outbound_key, f"{proved} of {len(unproved)} locators")
 
 
 def _prefer(core: Core, locator: PeerLocator, preference: Preference) -> None:

@@ -96,7 +96,7 @@ def hint(core: Core, context: Context, why: str, now: float, *, hearsay: bool = 
     """
     if may_test(context, now):
         context.hinted_s = now
-        core.report(What.HINT, context.pair, why)
+        core.report(What.HINT, context.outbound_key, why)
         suspect(core, context, now)
         if context.exploration is not None:
             context.exploration.hearsay = hearsay
@@ -339,16 +339,16 @@ def _on_change(
     now: float,
 ) -> None:
     if after is ReapState.OPERATIONAL:
-        core.report(What.OPERATIONAL, context.pair, context.locators)
+        core.report(What.OPERATIONAL, context.outbound_key, context.locators)
     elif after is ReapState.EXPLORING:
         context.send_due_s = context.keepalive_due_s = NEVER
         if context.exploration is None or before is ReapState.OPERATIONAL:
             _explore(core, context, now)
         else:
             context.exploration.restart(_pairs(core, context, now), now)
-        core.report(What.SILENCE, context.pair, event.value)
+        core.report(What.SILENCE, context.outbound_key, event.value)
     elif before is ReapState.OPERATIONAL:
-        core.report(What.PEER_EXPLORES, context.pair, event.value)
+        core.report(What.PEER_EXPLORES, context.outbound_key, event.value)
     if after is not ReapState.OPERATIONAL:
         # before our Probe leaves: what answers it must not let packets take the old path
         flows.watch(core, context, wanted=True)
@@ -491,7 +491,7 @@ def _doubt_label(core: Core, context: Context) -> None:
         mode = context.demux
         context.unlabelled_route = context.route
         refresh_path(core, context)
-        core.report(What.UPDATED, context.pair, f"no {mode} on this path")
+        core.report(What.UPDATED, context.outbound_key, f"no {mode} on this path")
 
 
 def _send_probe(core: Core, context: Context, now: float) -> None:
@@ -517,7 +517,7 @@ def _send_probe(core: Core, context: Context, now: float) -> None:
     )
     core.send(probe, pair)
     if not operational:
-        core.report(What.PROBE, context.pair, Searched(probe.state.name, pair))
+        core.report(What.PROBE, context.outbound_key, Searched(probe.state.name, pair))
 
 
 def _ask_again(core: Core, context: Context, now: float) -> None:

@@ -174,7 +174,9 @@ def handle_request(
         (),
         tuple((sender_tag, own_tag) for own_tag, sender_tag in taken_in),
     )
-    core.report(What.UPDATED, context.pair, f"{len(taken_in)} of {len(scope.tags)} contexts")
+    core.report(
+        What.UPDATED, context.outbound_key, f"{len(taken_in)} of {len(scope.tags)} contexts"
+    )
     core.send(UpdateAck(context.peer_tag, message.request_nonce, (answer,)), route)
 
 

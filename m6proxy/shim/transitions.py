@@ -172,6 +172,8 @@ def legal(state: State, given: Input) -> bool:
 class ReapState(IntEnum):
     """Reachability of one context, RFC 5534 §6; the values are those of the Probe's Sta field."""
 
+    __hash__ = int.__hash__
+
     OPERATIONAL = 0
     EXPLORING = 1
     INBOUND_OK = 2

@@ -90,7 +90,9 @@ def handle_request(
     name = find(message.options, SenderName)
     if name is not None and context.peer_name is None:
         context.peer_name = name.name
-    core.report(What.UPDATED, context.pair, f"{len(context.peer_locators)} locators of the peer")
+    core.report(
+        What.UPDATED, context.outbound_key, f"{len(context.peer_locators)} locators of the peer"
+    )
     if (
         context.peer_name is not None
         and context.parking is None
@@ -148,7 +150,9 @@ def handle_error(core: Core, message: ErrorMessage, route: LocatorPair, now: flo
     request = context.update.request
     if request.request_nonce != nonce or find(request.options, LocatorDelta) is None:
         return False
-    core.report(What.UPDATED, context.pair, "the peer has another list: it is told all of ours")
+    core.report(
+        What.UPDATED, context.outbound_key, "the peer has another list: it is told all of ours"
+    )
     context.told_set = None
     announce(core, context, now, now)
     return True

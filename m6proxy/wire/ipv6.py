@@ -60,6 +60,9 @@ class Walk(NamedTuple):
 
 
 _PLAIN_PLACE = Walk(_NEXT_HEADER_AT, HEADER_OCTETS, NEXT_SHIM)
+_CONTROL_START = (_VERSION_6 << 28).to_bytes(4)
+_CONTROL_HOPS = bytes((NEXT_SHIM, 64))
+"""What the first line of a control packet holds beside its length: next header and hop limit."""
 
 
 def build_packet(
@@ -86,6 +89,14 @@ def build_packet(
         raise ValueError("next header and hop limit are 8 bits each")
     first = _VERSION_6 << 28 | traffic_class << 20 | flow_label
     return _HEADER.pack(first, len(payload), next_header, hop_limit, src, dst) + payload
+
+
+def build_control_packet(src: Address, dst: Address, message: bytes) -> bytes:
+    """Return a whole packet with a shim control message in it, as ``build_packet`` would.
+
+    The addresses are 16 octets each, and the message is at most 65,535.
+    """
+    return b"".join((_CONTROL_START, len(message).to_bytes(2), _CONTROL_HOPS, src, dst, message))
 
 
 def walk(packet: bytes, *, whole: bool = True) -> Walk:

@@ -51,6 +51,8 @@ _KNOWN = frozenset(MessageType)
 class ProbeState(IntEnum):
     """What the sender of a probe says of itself (RFC 5534 §5.2)."""
 
+    __hash__ = int.__hash__  # Enum's own hashes the name, in Python
+
     OPERATIONAL = 0
     EXPLORING = 1
     INBOUND_OK = 2
@@ -263,14 +265,7 @@ class ProbeRecord(_RecordFields):
         return super().__new__(cls, src, dst, nonce, data)
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """RFC 5534 §5.2: tests one locator pair and tells which ones were heard.
-
-    An InboundOk probe without a received record is accepted, although §5.2 demands one:
-    §6.1 sends just that when payload, and no probe, ended the silence.
-    """
-
+class _ProbeFields(NamedTuple):
     receiver_tag: Tag
     state: ProbeState
     sent: tuple[ProbeRecord, ...]
@@ -279,11 +274,31 @@ class Probe:
     """0 to 15."""
     options: tuple[Option, ...] = ()
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.receiver_tag <= TAG_MASK:
-            raise ValueError(f"tag {self.receiver_tag} does not fit 47 bits")
-        if not 1 <= len(self.sent) <= MAX_PROBE_RECORDS or len(self.received) > MAX_PROBE_RECORDS:
+
+class Probe(_ProbeFields):
+    """RFC 5534 §5.2: tests one locator pair and tells which ones were heard.
+
+    An InboundOk probe without a received record is accepted, although §5.2 demands one:
+    §6.1 sends just that when payload, and no probe, ended the silence. A tuple, as its
+    records are; ``_make`` is for fields that cannot be wrong.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        receiver_tag: Tag,
+        state: ProbeState,
+        sent: tuple[ProbeRecord, ...],
+        received: tuple[ProbeRecord, ...] = (),
+        options: tuple[Option, ...] = (),
+    ) -> Probe:
+        """Raises ValueError when the tag does not fit 47 bits, or the records their counts."""
+        if not 0 <= receiver_tag <= TAG_MASK:
+            raise ValueError(f"tag {receiver_tag} does not fit 47 bits")
+        if not 1 <= len(sent) <= MAX_PROBE_RECORDS or len(received) > MAX_PROBE_RECORDS:
             raise ValueError("a probe has 1 to 15 sent and 0 to 15 received records")
+        return super().__new__(cls, receiver_tag, state, sent, received, options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,11 +207,14 @@ def test_the_order_of_effects() -> None:
         engine.handle_outbound(udp(A1, B1, bytes(1200)), 1000.0)
     ulids = UlidPair(A1, B1)
     assert outbox is engine.outbox
-    assert list(outbox) == [Report(What.ASKED, ulids, ""), AskCapability(ulids)]
-    assert engine.take_effects() == [Report(What.ASKED, ulids, ""), AskCapability(ulids)]
+    assert list(outbox) == [Report(What.ASKED, ulids.local + ulids.peer, ""), AskCapability(ulids)]
+    assert engine.take_effects() == [
+        Report(What.ASKED, ulids.local + ulids.peer, ""),
+        AskCapability(ulids),
+    ]
     assert not outbox
     engine.handle_capability(ulids, None, None, 1000.0)
-    assert engine.take_effects() == [Report(What.NOT_CAPABLE, ulids, "")]
+    assert engine.take_effects() == [Report(What.NOT_CAPABLE, ulids.local + ulids.peer, "")]
     pair = established()
     engine = pair.alpha.engine
     pair.talk(pair.alpha)
