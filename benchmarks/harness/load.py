@@ -18,7 +18,7 @@ from m6proxy.daemon.entropy import SystemEntropy
 from m6proxy.daemon.loop import REST_S
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import ShimSettings
-from m6proxy.shim.effects import Effect, SendPacket
+from m6proxy.shim.effects import Effect, SendPacket, Wake
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.timers import TimerHeap
 from tests.harness.pair import uplinks
@@ -132,7 +132,7 @@ class LoadedWorld(World):
     def _alpha_wakes(self) -> None:
         due_s = self.measured.timers.next_deadline()
         self._round_s = self.now
-        self._work(lambda: self.measured.engine.handle_timer(self.now))
+        self._work(lambda: self.measured.engine.handle_timer(self.now), is_round=True)
         if due_s is not None and due_s <= self.now:
             self.late_s.append(self._free_s - due_s)
 
@@ -145,18 +145,25 @@ class LoadedWorld(World):
         self.engines["b"].handle_timer(self.now)
         self._send_all("b")
 
-    def _work(self, work: Callable[[], object]) -> None:
-        """What the daemon's loop does around each call of its engine, in alpha's time."""
+    def _work(self, work: Callable[[], object], *, is_round: bool = False) -> None:
+        """What the daemon's loop has the engine do around each call, in alpha's time: it takes
+        the effects when there are any, and sets its alarm on a Wake and after a round of timers.
+        """
         measured, engine = self.measured, self.measured.engine
+        outbox = engine.outbox
 
         def all_of_it() -> list[Effect]:
             work()
-            effects = engine.take_effects()
-            self._alarm_s = engine.next_deadline()
+            effects: list[Effect] = []
+            if outbox:
+                effects = engine.take_effects()
+                engine.take_effects()  # the loop looks whether more came up
             return effects
 
         before_ns = measured.cpu_ns
         effects = measured.call(all_of_it)
+        if is_round or any(isinstance(effect, Wake) for effect in effects):
+            self._alarm_s = measured.call(engine.next_deadline)
         self._free_s = self.now + (measured.cpu_ns - before_ns) / 1e9
         for effect in effects:
             if isinstance(effect, SendPacket):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Iterator
+from struct import Struct
 from typing import Final
 
 from m6proxy.names import TAG_MASK, Tag
 
-_FETCHED_OCTETS: Final = 4096
+_WORDS: Final = Struct("!1024I")
 """Asking the kernel for every nonce would be the dearest part of a probe."""
 
 
@@ -16,9 +18,9 @@ class SystemEntropy:
     """Unguessable numbers from the kernel."""
 
     def __init__(self) -> None:
-        self._spread = random.Random(secrets.randbits(256))  # timers only: nobody need not guess
-        self._fetched = b""
-        self._at = 0
+        self._random = random.Random(secrets.randbits(256)).random
+        """For timers only, which nobody must not guess."""
+        self._nonces: Iterator[int] = iter(())
 
     def tag(self) -> Tag:
         """A context tag: 1 to 2^47 - 1."""
@@ -26,11 +28,10 @@ class SystemEntropy:
 
     def nonce(self) -> int:
         """32 bits."""
-        at = self._at
-        if at == len(self._fetched):
-            self._fetched, at = secrets.token_bytes(_FETCHED_OCTETS), 0
-        self._at = at + 4
-        return int.from_bytes(self._fetched[at : at + 4])
+        for nonce in self._nonces:
+            return nonce
+        self._nonces = iter(_WORDS.unpack(secrets.token_bytes(_WORDS.size)))
+        return next(self._nonces)
 
     def octets(self, count: int) -> bytes:
         """So many octets."""
@@ -38,4 +39,4 @@ class SystemEntropy:
 
     def uniform(self, low: float, high: float) -> float:
         """A number between the two."""
-        return self._spread.uniform(low, high)
+        return low + (high - low) * self._random()

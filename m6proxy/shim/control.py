@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final, TypeAlias
 
 from m6proxy.errors import MalformedMessage, PeerViolation
-from m6proxy.names import UNSPECIFIED, LocatorPair, Tag
+from m6proxy.names import TAG_MASK, UNSPECIFIED, LocatorPair, Tag
 from m6proxy.reasons import Reason
 from m6proxy.shim import (
     activity,
@@ -33,9 +33,10 @@ from m6proxy.shim.effects import AskProof
 from m6proxy.shim.features import Feature
 from m6proxy.shim.pending import PendingProofs
 from m6proxy.shim.timers import REPROOF_S
-from m6proxy.shim.transitions import REMEMBERS, Input, legal
+from m6proxy.shim.transitions import REMEMBERS, Input, ReapState, State, legal
 from m6proxy.shim.verdict import CONSUMED, Verdict
-from m6proxy.wire.ipv6 import HEADER_OCTETS
+from m6proxy.wire.checksum import checksum
+from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_NONE
 from m6proxy.wire.message import (
     I1,
     I2,
@@ -86,6 +87,9 @@ _ERROR_OF: Final = {
     Reason.DELTA_BASE: ErrorCode.GENERATION_OUT_OF_SYNC,
     Reason.PREFERENCE_COUNT: ErrorCode.PREFERENCE_COUNT,
 }
+_KEEPALIVE_START: Final = bytes((NEXT_NONE, 1, MessageType.KEEPALIVE, 0))
+_KEEPALIVE_LENGTH: Final = (16).to_bytes(2)
+_KEEPALIVE_OCTETS: Final = HEADER_OCTETS + 16
 _TYPE_POINTER: Final = 2
 """Where the type octet stands, from the start of the shim header."""
 _OPTIONS_AT: Final[dict[int, int]] = {MessageType.I2: 24, MessageType.I2BIS: 32}
@@ -120,6 +124,32 @@ def handle_control(
         _send_error(core, violation.reason, pointer, packet, route, now)
         return core.drop(violation.reason)
     return CONSUMED
+
+
+def take_keepalive(core: Core, packet: bytes, now: float) -> bool:
+    """Take a Keepalive (from offset 40) as it usually is: for a context in order, over its route.
+
+    Returns False, and has done nothing, when it is anything else: ``handle_control`` judges it.
+    That a right one has no options and ends with the packet is seen from its first octets.
+    """
+    if packet[40:44] != _KEEPALIVE_START or packet[4:6] != _KEEPALIVE_LENGTH:
+        return False
+    context = core.contexts.by_tag.get(int.from_bytes(packet[46:52]) & TAG_MASK)
+    if (
+        context is None
+        or context.reap_state is not ReapState.OPERATIONAL
+        or context.state is not State.ESTABLISHED
+        or context.parking is not None
+        or context.flow is not None
+        or context.route[:16] != packet[24:40]
+        or context.route[16:] != packet[8:24]
+        or len(packet) != _KEEPALIVE_OCTETS
+        or checksum(packet[40:])
+        or not belongs(context, LocatorPair(packet[24:40], packet[8:24]))
+    ):
+        return False
+    reap.handle_keepalive(core, context, now)
+    return True
 
 
 def belongs(context: Context, route: LocatorPair) -> bool:

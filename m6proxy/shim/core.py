@@ -39,7 +39,13 @@ from m6proxy.shim.slots import FlowSlots, ReadActivity
 from m6proxy.shim.table import ContextTable
 from m6proxy.shim.timers import MIN_IDLE_S, NEVER, SEND_TIMEOUT_S, TimerHeap
 from m6proxy.wire.ipv6 import build_control_packet
-from m6proxy.wire.message import Message, encode_message
+from m6proxy.wire.message import (
+    Message,
+    ProbeRecord,
+    ProbeState,
+    encode_message,
+    encode_probe,
+)
 
 _WAKE = Wake()
 FAILBACK_PROBES_PER_S: Final = 500.0
@@ -100,6 +106,7 @@ class Core:
     __slots__ = (
         "_wakes",
         "accounts",
+        "asks_untagged",
         "away_until_s",
         "closed",
         "closing",
@@ -152,6 +159,8 @@ class Core:
         self.requests_limit = RateLimit(settings.requests_per_s, settings.requests_per_s)
         self.icmp_limit = RateLimit(1000.0, 1000.0)
         self.errors_limit = RateLimit(10.0, 10.0)
+        self.asks_untagged = settings.asks_for(DemuxMode.IDENTIFIER)
+        """Whether peers may send to locator-only addresses without a tag."""
         self.failback_limit = RateLimit(FAILBACK_PROBES_PER_S, FAILBACK_PROBES_PER_S)
         self.pace = Pace(settings.probes_per_s)
         self.history = UplinkHistory(fades=settings.failback is not FailbackMode.NEVER)
@@ -191,6 +200,18 @@ class Core:
         ValueError for one that would not fit 1,280 octets (RFC 5533 §5.1)."""
         octets = encode_message(message)
         self.effects.append(SendPacket(build_control_packet(route.local, route.peer, octets)))
+
+    def send_probe(
+        self,
+        context: Context,
+        state: ProbeState,
+        sent: tuple[ProbeRecord, ...],
+        received: tuple[ProbeRecord, ...],
+    ) -> None:
+        """Send a Probe over the pair that its first record names."""
+        octets = encode_probe(context.peer_tag, state, sent, received)
+        src, dst, *_ = sent[0]
+        self.effects.append(SendPacket(build_control_packet(src, dst, octets)))
 
     def rearm(self, context: Context) -> None:
         """Make sure that the context wakes at its next deadline."""

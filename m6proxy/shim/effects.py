@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from m6proxy.names import Address, LocatorPair, Tag, UlidPair
 from m6proxy.shim.demux import DemuxMode
+from m6proxy.wire.message import ProbeState
 
 
 class SendPacket(NamedTuple):
@@ -147,11 +148,11 @@ class What(Enum):
 class Searched(NamedTuple):
     """What a search sent: the sender's state and the pair."""
 
-    state: str
+    state: ProbeState
     route: LocatorPair
 
     def __str__(self) -> str:
-        return f"{self.state} {self.route}"
+        return f"{self.state.name} {self.route}"
 
 
 Detail: TypeAlias = str | LocatorPair | Searched

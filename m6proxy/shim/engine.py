@@ -136,8 +136,11 @@ class Engine:
             if final:
                 return verdict
         if packet[6] in _SPECIAL:
-            if packet[6] == NEXT_SHIM and octets >= 48 and packet[42] & 0x80:
-                return self._restore(packet, _PLAIN_PLACE, now)
+            if packet[6] == NEXT_SHIM and octets >= 48:
+                if packet[42] & 0x80:
+                    return self._restore(packet, _PLAIN_PLACE, now)
+                if control.take_keepalive(self._core, packet, now):
+                    return CONSUMED
             verdict, final = self._inbound_special(packet, now)
             if final:
                 return verdict
@@ -196,9 +199,14 @@ class Engine:
         due: list[Context] = []
         while len(due) < EXPIRED_AT_ONCE and (context := core.timers.pop_due(now)) is not None:
             due.append(context)
+        idle_s, arm = core.settings.idle_s, core.timers.arm
         for context in due:
             if context.flow is not None:
                 activity.look(core, context, now)
+            due_s = context.next_deadline_s(idle_s)
+            if due_s > now:
+                arm(context, due_s)  # what it should have woken for was called off, or put off
+                continue
             if context.handshake is not None or context.holddown_due_s:
                 establish.expire(core, context, now)
             if context.closing is not None:

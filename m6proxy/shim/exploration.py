@@ -10,11 +10,13 @@ at each end three, and nobody is moved to a backup uplink that is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from operator import itemgetter
-from typing import Final
+from typing import Final, TypeAlias, TypeVar
 
 from m6proxy.names import Address, LocatorPair
+from m6proxy.proof.judge import Proof
 from m6proxy.shim.locators import LocalSet, PeerLocator
 from m6proxy.shim.timers import (
     INITIAL_PROBE_TIMEOUT_S,
@@ -28,10 +30,13 @@ from m6proxy.wire.message import ProbeRecord
 RECORDS_MAX: Final = 4
 """How many records of each kind a Probe carries; 8 records are 320 octets."""
 REMEMBERED_PROBES: Final = 32
-NO_NONCES: Final[Set[int]] = frozenset()
-"""Shared: most searches end with their first report."""
-_LIKING = itemgetter(0)
-_PLACE = itemgetter(0, 1, 2)
+_Liked: TypeAlias = tuple[int, int, float, bool, bool]
+"""Of a locator of the peer: priority, flags, lot, whether it is proved, and whether suspect."""
+_Place: TypeAlias = tuple[tuple[int, int, int], int, int]
+"""Where a pair comes in the order, and the places of its locators in the two sets."""
+_MATTERS: Final = PeerLocator.BROKEN | PeerLocator.TRANSIENT | PeerLocator.STANDS_IN
+Liked = TypeVar("Liked")
+_FIRST = itemgetter(0)
 
 
 class Exploration:
@@ -53,7 +58,7 @@ class Exploration:
 
     def __init__(self, pairs: Sequence[LocatorPair], now: float) -> None:
         self._pairs = tuple(pairs)
-        self._reported = NO_NONCES
+        self._reported: tuple[int, ...] = ()
         """The nonces of those of our probes that the peer reported."""
         self.started_s = now
         self.ended_s = NEVER
@@ -129,14 +134,16 @@ class Exploration:
 
         A report counts only when addresses and nonce are those of a probe that we sent.
         """
-        if not reports or not self.sent:
-            return ()
-        mine = {record[:3] for record in self.sent}
-        known = [report for report in reports if report[:3] in mine]
-        if known:
-            kept = {record.nonce for record in self.sent}
-            self._reported = kept & (self._reported | {report.nonce for report in known})
-        return tuple(LocatorPair(*report[:2]) for report in known)
+        known = []
+        for report in reports:
+            src, dst, nonce, _ = report
+            for record in self.sent:
+                if record[2] == nonce and record[0] == src and record[1] == dst:
+                    known.append(LocatorPair(src, dst))
+                    if nonce not in self._reported:
+                        self._reported = (*self._reported[1 - REMEMBERED_PROBES :], nonce)
+                    break
+        return tuple(known)
 
     def unreported(self) -> tuple[ProbeRecord, ...]:
         """What goes along with the next probe (RFC 5534 §6.1): the newest of our probes that
@@ -159,29 +166,68 @@ def candidates(
     Only proved locators of the peer, and neither end's broken ones unless nothing else is left;
     with ``peers_broken``, the peer's broken ones as well.
     """
-    ranked = _ranked([locator for locator in peer if locator.proved])
-    peers = [one for one in ranked if peers_broken or not one[1].broken] or ranked
-    ours = tuple(zip(local.ranks, local.locators, strict=True))
-    alive = [one for one, broken in zip(ours, local.broken, strict=True) if not broken] or ours
-    found = [
-        (
-            (octets in suspects) + (locator.address in suspects),
-            mine + theirs,
-            theirs,
-            LocatorPair(octets, locator.address),
+    mine = local.locators
+    theirs: list[Address] = []
+    liked: list[_Liked] = []
+    drawn = False
+    for one in peer:
+        octets = one.address
+        theirs.append(octets)
+        liked.append(
+            (
+                one.priority,
+                one.flags & _MATTERS,
+                one.lot,
+                one.proof is not Proof.NONE,
+                octets in suspects,
+            )
         )
-        for theirs, locator in peers
-        for mine, octets in alive
-    ]
-    if len({*local.ranks}) < len(ours) or len({rank for rank, _ in ranked}) < len(ranked):
-        found.sort(key=lambda entry: (*entry[:3], *_by_address(entry[3])))
-    else:
-        found.sort(key=_PLACE)
-    pairs = [pair for *_, pair in found]
-    if current in pairs:
+        drawn = drawn or one.weight != 0
+    suspected = tuple([octets in suspects for octets in mine]) if suspects else ()
+    places = _places.__wrapped__ if drawn else _places  # lots are each context's own
+    found, tied = places(local.ranks, local.broken, suspected, tuple(liked), peers_broken)
+    pairs = [LocatorPair(mine[ours], theirs[others]) for _, ours, others in found]
+    if tied:
+        ties = [(place, *_by_address(pair)) for (place, *_), pair in zip(found, pairs, strict=True)]
+        order = sorted(range(len(pairs)), key=ties.__getitem__)
+        pairs = [pairs[index] for index in order]
+    if current in pairs and pairs[0] != current:
         pairs.remove(current)
         pairs.insert(0, current)
     return tuple(pairs)
+
+
+@lru_cache(maxsize=4096)
+def _places(
+    ranks: tuple[int, ...],
+    broken: tuple[bool, ...],
+    suspected: tuple[bool, ...],
+    liked: tuple[_Liked, ...],
+    peers_broken: bool,
+) -> tuple[tuple[_Place, ...], bool]:
+    """The order of all pairs but for what addresses say, and whether they have to say something.
+
+    It is the same for most contexts of a site, whose hosts differ by their addresses only.
+    ``suspected`` is of our locators, and empty when none is.
+    """
+    proved = [
+        ((priority, flags & PeerLocator.TRANSIENT, lot), index)
+        for index, (priority, flags, lot, is_proved, _) in enumerate(liked)
+        if is_proved and not flags & PeerLocator.STANDS_IN
+    ]
+    ranked = _by_liking(proved)
+    peers = [
+        one for one in ranked if peers_broken or not liked[one[1]][1] & PeerLocator.BROKEN
+    ] or ranked
+    alive = [index for index in range(len(ranks)) if not broken[index]] or list(range(len(ranks)))
+    found: list[_Place] = []
+    for rank, others in peers:
+        for ours in alive:
+            doubts = bool(suspected and suspected[ours]) + liked[others][4]
+            found.append(((doubts, ranks[ours] + rank, rank), ours, others))
+    found.sort(key=_FIRST)
+    tied = len({place for place, *_ in found}) < len(found)
+    return tuple(found), tied
 
 
 def best(
@@ -224,12 +270,17 @@ def preferred(
 
 def _ranked(peer: Iterable[PeerLocator]) -> list[tuple[int, PeerLocator]]:
     """The best first, with how many are better; among equals the stable ones, then by lot (SRV)."""
-    likings = [((one.priority, one.transient, one.lot), one) for one in peer if not one.stands_in]
-    likings.sort(key=_LIKING)
-    ranked: list[tuple[int, PeerLocator]] = []
-    for place, (liking, locator) in enumerate(likings):
+    return _by_liking(
+        [((one.priority, one.transient, one.lot), one) for one in peer if not one.stands_in]
+    )
+
+
+def _by_liking(likings: list[tuple[tuple[int, int, float], Liked]]) -> list[tuple[int, Liked]]:
+    likings.sort(key=_FIRST)
+    ranked: list[tuple[int, Liked]] = []
+    for place, (liking, one) in enumerate(likings):
         same = place > 0 and liking == likings[place - 1][0]
-        ranked.append((ranked[-1][0] if same else place, locator))
+        ranked.append((ranked[-1][0] if same else place, one))
     return ranked
 
 

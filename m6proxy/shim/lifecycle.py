@@ -170,14 +170,15 @@ def wire_pair(core: Core, context: Context, pair: LocatorPair) -> LocatorPair:
 def meant_pair(context: Context, pair: LocatorPair) -> LocatorPair:
     """The locator pair that a probe of ours was for; the peer's stand-in is its ULID's place."""
     known = context.peer_locator(pair.peer)
-    stands_in = known is not None and known.stands_in
-    return LocatorPair(pair.local, context.outbound_key[16:]) if stands_in else pair
+    if known is not None and known.stands_in:
+        return LocatorPair(pair.local, context.outbound_key[16:])
+    return pair
 
 
 def expect_rehomed(core: Core, context: Context, route: LocatorPair) -> None:
     """Packets may come over this pair, which is not the ULIDs, that no tag shows to be ours."""
     core.contexts.expect_label(context)
-    if not core.settings.asks_for(DemuxMode.IDENTIFIER) or context.fii:
+    if not core.asks_untagged or context.fii:
         return
     local: Address | None = route.local
     if local == context.outbound_key[:16]:

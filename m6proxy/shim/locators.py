@@ -163,6 +163,8 @@ class LocalSets:
     ) -> None:
         self._entropy = entropy
         self._map = locator_map
+        self.meant = locator_map.meant
+        """The ULID that an address of ours stands in for, or the address itself."""
         self._uplinks = {uplink.name: uplink for uplink in uplinks}
         self._down = [uplink for uplink in self._uplinks.values() if not uplink.up]
         self._by_ulid: WeakValueDictionary[Address, LocalSet] = WeakValueDictionary()
@@ -181,10 +183,6 @@ class LocalSets:
     def is_locator_only(self, octets: Address) -> bool:
         """Tell whether an address is one of ours that no host has."""
         return self._map.is_locator_only(octets)
-
-    def meant(self, octets: Address) -> Address:
-        """The ULID that an address of ours stands in for, or the address itself."""
-        return self._map.meant(octets)
 
     def is_down(self, octets: Address) -> bool:
         """Tell whether an address belongs to an uplink that is down."""
@@ -237,11 +235,17 @@ class PeerLocator:
 
     __slots__ = ("address", "flags", "lot", "priority", "proof", "weight")
 
-    listed = _flag(1, "Whether the peer's own list has it.")
-    broken = _flag(2, "The peer says that it does not work.")
-    tested = _flag(4, "A probe to it was answered.")
-    transient = _flag(8, "The peer says that it is less stable: the last among equals.")
-    stands_in = _flag(16, "In the place of the ULID, for packets without a tag; never else.")
+    LISTED: Final = 1
+    BROKEN: Final = 2
+    TESTED: Final = 4
+    TRANSIENT: Final = 8
+    STANDS_IN: Final = 16
+
+    listed = _flag(LISTED, "Whether the peer's own list has it.")
+    broken = _flag(BROKEN, "The peer says that it does not work.")
+    tested = _flag(TESTED, "A probe to it was answered.")
+    transient = _flag(TRANSIENT, "The peer says that it is less stable: the last among equals.")
+    stands_in = _flag(STANDS_IN, "In the place of the ULID, for packets without a tag; never else.")
 
     def __init__(
         self,

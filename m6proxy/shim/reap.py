@@ -16,7 +16,7 @@ decision 18).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 from m6proxy.errors import PeerViolation
 from m6proxy.names import Address, LocatorPair
@@ -41,7 +41,7 @@ TEST_PAUSE_S: Final = 10.0
 """Between two tests of one context, and after a search has ended."""
 _PROBE_STATES: Final = tuple(map(ProbeState, ReapState))
 """What our probes say, by our state."""
-_EVENT_OF_PROBE = {
+_EVENT_OF_PROBE: Final = {
     ProbeState.EXPLORING: ReapEvent.PROBE_EXPLORING_IN,
     ProbeState.INBOUND_OK: ReapEvent.PROBE_INBOUND_OK_IN,
     ProbeState.OPERATIONAL: ReapEvent.PROBE_OPERATIONAL_IN,
@@ -121,16 +121,16 @@ def may_test(context: Context, now: float) -> bool:
 
 def handle(core: Core, context: Context, event: ReapEvent, now: float) -> None:
     """Apply one event to one context; the only writer of its reachability state."""
-    cell = REAP.get((context.reap_state, event))
+    before = context.reap_state
+    cell = _CELLS[event][before]
     if cell is None:
         return
     actions, after = cell
-    before = context.reap_state
-    context.reap_state = after
     if after is not before:
+        context.reap_state = after
         _on_change(core, context, before, after, event, now)
-    for action in actions:
-        _ACTS[action](core, context, now)
+    for act in actions:
+        act(core, context, now)
 
 
 def handle_keepalive(core: Core, context: Context, now: float) -> None:
@@ -143,12 +143,12 @@ def handle_probe(
 ) -> None:
     """§6.7 to §6.9. Raises PeerViolation when the probe does not describe itself truly."""
     first = probe.sent[0]
-    if (first.src, core.local_sets.meant(first.dst)) != (route.peer, route.local):
+    if first.src != route.peer or core.local_sets.meant(first.dst) != route.local:
         raise PeerViolation(Reason.BAD_FIELD, "the first probe record is not this probe")
     event = _EVENT_OF_PROBE[probe.state]
     exploration = context.exploration
     reported = exploration.confirmed(probe.received) if exploration is not None else ()
-    confirmed = tuple(meant_pair(context, pair) for pair in reported)
+    confirmed = tuple([meant_pair(context, pair) for pair in reported])
     is_open = not confirmed and _leaves_open(context, probe)
     if event is ReapEvent.PROBE_INBOUND_OK_IN and is_open:
         event = ReapEvent.PROBE_EXPLORING_IN
@@ -158,8 +158,9 @@ def handle_probe(
             locator.tested = True
             if locator.stands_in:
                 refresh_path(core, context)
-    for pair in confirmed:
-        context.suspects = context.suspects - {pair.local, pair.peer} or NO_LOCATORS
+    if context.suspects:
+        for pair in confirmed:
+            context.suspects = context.suspects.difference(pair) or NO_LOCATORS
     if context.reap_state is not ReapState.OPERATIONAL:
         for pair in confirmed:
             _note_uplink_works(core, context, pair)
@@ -404,11 +405,12 @@ def _pairs(core: Core, context: Context, now: float) -> tuple[LocatorPair, ...]:
         suspects |= {octets for octets, uplink in places if uplink.name in names}
     peer, current = context.peer_locators, context.locators
     usual = candidates(local_set, peer, current, suspects)
-    if not any(locator.broken for locator in peer):
-        return usual
-    # BROKEN may be old news: the Update that takes it back can be lost on the path that died
-    every = candidates(local_set, peer, current, suspects, peers_broken=True)
-    return (*usual, *(pair for pair in every if pair not in usual))
+    for locator in peer:
+        if locator.broken:
+            # this may be old news: the Update that takes it back can be lost on the path that died
+            every = candidates(local_set, peer, current, suspects, peers_broken=True)
+            return (*usual, *(pair for pair in every if pair not in usual))
+    return usual
 
 
 def _leaves_open(context: Context, probe: Probe) -> bool:
@@ -467,8 +469,8 @@ def _choose(core: Core, context: Context, confirmed: tuple[LocatorPair, ...], no
 def _move(core: Core, context: Context, pair: LocatorPair, now: float) -> None:
     left = context.locators
     context.suspects |= {old for old, new in zip(left, pair, strict=True) if old != new}
-    uplink = context.local_set.uplink_of(left.local)
-    if uplink is not None and left.local != pair.local:
+    uplink = context.local_set.uplink_of(left.local) if left.local != pair.local else None
+    if uplink is not None:
         core.history.note_left(uplink.name, now)
     use_route(core, context, pair, now)
     failback.begin(core, context, now)
@@ -509,27 +511,25 @@ def _send_probe(core: Core, context: Context, now: float) -> None:
     record = ProbeRecord._make((pair.local, pair.peer, core.entropy.nonce(), 0))
     earlier = exploration.unreported() if exploration.sent else ()
     exploration.note_sent(record)
-    probe = Probe(
-        context.peer_tag,
-        _PROBE_STATES[context.reap_state],
-        (record, *earlier),
-        exploration.received,
-    )
-    core.send(probe, pair)
+    state = _PROBE_STATES[context.reap_state]
+    core.send_probe(context, state, (record, *earlier), exploration.received)
     if not operational:
-        core.report(What.PROBE, context.outbound_key, Searched(probe.state.name, pair))
+        core.report(What.PROBE, context.outbound_key, Searched(state, pair))
 
 
 def _ask_again(core: Core, context: Context, now: float) -> None:
     """DNS was silent when it was asked what is the peer's: a search is worth another try."""
-    if context.peer_name is None or all(locator.proved for locator in context.peer_locators):
+    if context.peer_name is None or now < context.reproof_due_s:
         return
-    if now >= context.reproof_due_s:
-        context.reproof_due_s = now + REPROOF_S
-        core.effects.append(AskProof(context.pair, context.peer_name))
+    for locator in context.peer_locators:
+        if not locator.proved:
+            context.reproof_due_s = now + REPROOF_S
+            core.effects.append(AskProof(context.pair, context.peer_name))
+            return
 
 
-_ACTS: Final[dict[Act, Callable[[Core, Context, float], None]]] = {
+_Act: TypeAlias = Callable[[Core, Context, float], None]
+_ACTS: Final[dict[Act, _Act]] = {
     Act.START_SEND: _start_send,
     Act.RESTART_SEND: _restart_send,
     Act.STOP_SEND: _stop_send,
@@ -538,3 +538,12 @@ _ACTS: Final[dict[Act, Callable[[Core, Context, float], None]]] = {
     Act.SEND_KEEPALIVE: _send_keepalive,
     Act.SEND_PROBE: _send_probe,
 }
+
+
+def _cell(state: ReapState, event: ReapEvent) -> tuple[tuple[_Act, ...], ReapState] | None:
+    actions, after = REAP.get((state, event), (None, state))
+    return (tuple([_ACTS[action] for action in actions]), after) if actions is not None else None
+
+
+_CELLS: Final = {event: tuple([_cell(state, event) for state in ReapState]) for event in ReapEvent}
+"""The table with functions for actions, by event, then by state."""

@@ -71,6 +71,7 @@ __all__ = [
     "UpdateAck",
     "UpdateRequest",
     "encode_message",
+    "encode_probe",
     "find",
     "parse_message",
 ]
@@ -90,6 +91,7 @@ _CLOSE_FIXED = struct.Struct("!6xHII2xHI")
 _PROBE_FIXED = struct.Struct("!6xHIBB2x")
 _RECORD = struct.Struct("!16s16sII")
 _PROBE_STATES = tuple(ProbeState)
+_PROBE = int(MessageType.PROBE)
 _MIN_OCTETS = 8
 _TAG_HIGH_MASK = 0x7FFF
 
@@ -156,11 +158,9 @@ def encode_message(message: Message) -> bytes:
     specific = 0
     match message:
         case Probe(tag, state, sent, received, options):
-            number = MessageType.PROBE
-            fixed = _PROBE_FIXED.pack(
-                tag >> 32, tag & _MAX_U32, len(received) << 4 | len(sent), state << 6
-            )
-            body = b"".join((fixed, *[_RECORD.pack(*record) for record in sent + received]))
+            if not options:
+                return encode_probe(tag, state, sent, received)
+            number, body = MessageType.PROBE, _probe_body(tag, state, sent, received)
         case Keepalive(tag, options):
             number, body = MessageType.KEEPALIVE, _tag_nonce(tag, 0)
         case I1(tag, nonce, options):
@@ -203,6 +203,29 @@ def encode_message(message: Message) -> bytes:
         case UnknownMessage(number, rest, specific):
             return _seal(number, specific, bytes(6) + rest)
     return _seal(number, 0, body + encode_options(options) if options else body)
+
+
+def encode_probe(
+    tag: Tag,
+    state: ProbeState,
+    sent: tuple[ProbeRecord, ...],
+    received: tuple[ProbeRecord, ...],
+) -> bytes:
+    """Return what ``encode_message`` would for a Probe of these fields without options."""
+    return _seal(_PROBE, 0, _probe_body(tag, state, sent, received))
+
+
+def _probe_body(
+    tag: Tag,
+    state: ProbeState,
+    sent: tuple[ProbeRecord, ...],
+    received: tuple[ProbeRecord, ...],
+) -> bytes:
+    counts = len(received) << 4 | len(sent)
+    body = _PROBE_FIXED.pack(tag >> 32, tag & _MAX_U32, counts, state << 6)
+    for src, dst, nonce, data in sent + received:
+        body += _RECORD.pack(src, dst, nonce, data)
+    return body
 
 
 def _seal(number: int, specific: int, body: bytes) -> bytes:
@@ -317,7 +340,7 @@ def _parse_probe(octets: bytes) -> Probe:
     sent_count, received_count, state = counts & 0x0F, counts >> 4, state >> 6
     if not sent_count:
         raise MalformedMessage(Reason.BAD_FIELD, "a probe without a sent record", 12)
-    if state > ProbeState.INBOUND_OK:
+    if state >= len(_PROBE_STATES):
         raise MalformedMessage(Reason.BAD_FIELD, "probe state 3 means nothing", 13)
     sent_end = _PROBE_FIXED.size + _RECORD.size * sent_count
     records_end = sent_end + _RECORD.size * received_count
@@ -325,12 +348,14 @@ def _parse_probe(octets: bytes) -> Probe:
         raise MalformedMessage(Reason.BAD_LENGTH, "probe records run past the message", 12)
     fields = _RECORD.iter_unpack(octets[_PROBE_FIXED.size : records_end])
     records = tuple(map(ProbeRecord._make, fields))
-    return Probe(
-        _tag(high, low),
-        _PROBE_STATES[state],
-        records[:sent_count],
-        records[sent_count:],
-        _options(octets, records_end, _ON_OTHERS),
+    return Probe._make(
+        (
+            _tag(high, low),
+            _PROBE_STATES[state],
+            records[:sent_count],
+            records[sent_count:],
+            _options(octets, records_end, _ON_OTHERS),
+        )
     )
 
 
