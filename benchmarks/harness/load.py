@@ -35,11 +35,11 @@ class _WatchedTimers(TimerHeap):
         super().__init__(on_earlier)
         self.woken = 0
 
-    def pop_due(self, now: float) -> Context | None:
-        """Take the next context."""
-        context = super().pop_due(now)
-        self.woken += context is not None
-        return context
+    def take_due(self, now: float, most: int) -> list[Context]:
+        """Take the contexts that are due."""
+        due = super().take_due(now, most)
+        self.woken += len(due)
+        return due
 
 
 class Measured:

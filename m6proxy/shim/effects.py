@@ -155,7 +155,8 @@ class Searched(NamedTuple):
         return f"{self.state.name} {self.route}"
 
 
-Detail: TypeAlias = str | LocatorPair | Searched
+Detail: TypeAlias = str | bytes | Searched
+"""Words, a locator pair (32 octets), or what a search sent."""
 
 
 class Report(NamedTuple):
@@ -174,6 +175,8 @@ class Report(NamedTuple):
     @property
     def detail(self) -> str:
         """The words for people; they are made only where they are read."""
+        if isinstance(self.said, bytes):
+            return str(LocatorPair(self.said[:16], self.said[16:]))
         return str(self.said)
 
 

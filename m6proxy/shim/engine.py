@@ -141,6 +141,8 @@ class Engine:
                     return self._restore(packet, _PLAIN_PLACE, now)
                 if control.take_keepalive(self._core, packet, now):
                     return CONSUMED
+                if packet[0] >> 4 == 6 and int.from_bytes(packet[4:6]) + HEADER_OCTETS == octets:
+                    return self._take_control(packet, HEADER_OCTETS, now)
             verdict, final = self._inbound_special(packet, now)
             if final:
                 return verdict
@@ -196,11 +198,8 @@ class Engine:
         self._sweep.expire(core, now)
         if core.away_until_s and now >= core.away_until_s:
             park.end(core, now)
-        due: list[Context] = []
-        while len(due) < EXPIRED_AT_ONCE and (context := core.timers.pop_due(now)) is not None:
-            due.append(context)
         idle_s, arm = core.settings.idle_s, core.timers.arm
-        for context in due:
+        for context in core.timers.take_due(now, EXPIRED_AT_ONCE):
             if context.flow is not None:
                 activity.look(core, context, now)
             due_s = context.next_deadline_s(idle_s)
@@ -417,7 +416,7 @@ class Engine:
     def _release(self, now: float) -> None:
         """Send the first packets that waited: with their context, or as they are."""
         core = self._core
-        if not core.first_packets:
+        if not core.first_packets.by_pair:
             return
         plain = []
         for key in core.first_packets.pairs():
@@ -476,17 +475,18 @@ class Engine:
             if place is not None:
                 if packet[place.offset + 2] & 0x80:
                     return self._restore(packet, place, now), True
-                verdict = control.handle_control(
-                    self._core, self._pending, packet, place.offset, now
-                )
-                self._release(now)
-                return verdict, True
+                return self._take_control(packet, place.offset, now), True
         upper = upper_layer(packet)
         if upper is not None and upper[0] == 58 and icmp.is_error(packet, upper[1]):
             hints.handle_error(self._core, packet, upper[1], now)
             verdict = icmp.handle_error(self._core, packet, upper[1], now)
             return verdict, verdict is not None
         return None, False
+
+    def _take_control(self, packet: bytes, offset: int, now: float) -> Verdict:
+        verdict = control.handle_control(self._core, self._pending, packet, offset, now)
+        self._release(now)
+        return verdict
 
     def _restore(self, packet: bytes, place: Walk, now: float) -> Verdict:
         """RFC 5533 §12.2, with the addresses checked against the context's sets."""

@@ -86,15 +86,16 @@ def _remember(core: Core, context: Context, now: float) -> None:
 
 def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> None:
     """Re-home a context: its packets use this locator pair from now on."""
-    if pair == context.locators:
-        return
+    before = context.route
     context.take_route(pair)
+    if context.route == before:
+        return
     context.rehomed_s = now
     context.rehomings += 1
     if context.flow is not None:
         context.flow.doubted = False
     refresh_path(core, context)
-    core.report(What.REHOMED, context.outbound_key, pair)
+    core.report(What.REHOMED, context.outbound_key, context.route)
 
 
 def refresh_path(core: Core, context: Context) -> None:
@@ -111,14 +112,13 @@ def refresh_path(core: Core, context: Context) -> None:
     uplink = context.local_set.uplink_of(context.route[:16])
     context.mtu = uplink.mtu if uplink else 0xFFFF
     context.told_too_big_s = NEVER
-    pair = context.locators
-    wire = wire_pair(core, context, pair)
-    if wire != pair:
-        stand_in = context.peer_locator(wire.peer)
-        if not (stand_in and stand_in.tested):
-            wire = pair
-    context.wire_addresses = wire.local + wire.peer
-    context.wire_label = 0 if on_ulids else _wire_label(core, context, wire)
+    pair = wire = context.locators
+    if context.peer_mode is DemuxMode.EXTHDR:
+        context.wire_addresses, context.wire_label = context.route, 0
+    else:
+        wire = _tested_wire_pair(core, context, pair)
+        context.wire_addresses = wire.local + wire.peer
+        context.wire_label = 0 if on_ulids else _wire_label(core, context, wire)
     if context.mode is DemuxMode.DSTOPT:
         context.shim_tail, context.wire_kind = option_tail(context.peer_tag), forward.OPTION
     else:
@@ -131,6 +131,15 @@ def refresh_path(core: Core, context: Context) -> None:
         flows.install(core, context)
     elif context.fii == 0:
         core.effects.append(InstallFlow(context.pair, wire, context.peer_tag))
+
+
+def _tested_wire_pair(core: Core, context: Context, pair: LocatorPair) -> LocatorPair:
+    wire = wire_pair(core, context, pair)
+    if wire != pair:
+        stand_in = context.peer_locator(wire.peer)
+        if not (stand_in and stand_in.tested):
+            return pair
+    return wire
 
 
 def _wire_label(core: Core, context: Context, wire: LocatorPair) -> int:

@@ -41,6 +41,7 @@ TEST_PAUSE_S: Final = 10.0
 """Between two tests of one context, and after a search has ended."""
 _PROBE_STATES: Final = tuple(map(ProbeState, ReapState))
 """What our probes say, by our state."""
+_WORDS: Final = {event: event.value for event in ReapEvent}
 _EVENT_OF_PROBE: Final = {
     ProbeState.EXPLORING: ReapEvent.PROBE_EXPLORING_IN,
     ProbeState.INBOUND_OK: ReapEvent.PROBE_INBOUND_OK_IN,
@@ -340,17 +341,17 @@ def _on_change(
     now: float,
 ) -> None:
     if after is ReapState.OPERATIONAL:
-        core.report(What.OPERATIONAL, context.outbound_key, context.locators)
+        core.report(What.OPERATIONAL, context.outbound_key, context.route)
     elif after is ReapState.EXPLORING:
         context.send_due_s = context.keepalive_due_s = NEVER
         if context.exploration is None or before is ReapState.OPERATIONAL:
             _explore(core, context, now)
         else:
             context.exploration.restart(_pairs(core, context, now), now)
-        core.report(What.SILENCE, context.outbound_key, event.value)
+        core.report(What.SILENCE, context.outbound_key, _WORDS[event])
     elif before is ReapState.OPERATIONAL:
-        core.report(What.PEER_EXPLORES, context.outbound_key, event.value)
-    if after is not ReapState.OPERATIONAL:
+        core.report(What.PEER_EXPLORES, context.outbound_key, _WORDS[event])
+    if after is not ReapState.OPERATIONAL and context.flow is not None:
         # before our Probe leaves: what answers it must not let packets take the old path
         flows.watch(core, context, wanted=True)
 

@@ -69,16 +69,31 @@ def key_of(context: Context) -> Key | None:
     ):
         return None
     domain = context.peer_name.partition(".")[2]
-    proved = [locator for locator in context.peer_locators if locator.proved]
-    if not domain or not any(locator.proof is Proof.DNS for locator in proved):
+    sites, by_dns = [], False
+    for locator in context.peer_locators:
+        proof = locator.proof
+        if proof is not Proof.NONE:
+            by_dns = by_dns or proof is Proof.DNS
+            sites.append(locator.address[:SITE_OCTETS])
+    if not domain or not by_dns:
         return None
-    sites = {locator.address[:SITE_OCTETS] for locator in proved}
+    sites.sort()
     return Key(
         current.locators[0][:SITE_OCTETS],
         base.generation,
         current.generation,
         domain,
-        tuple(sorted(sites)),
+        tuple(dict.fromkeys(sites)),
+    )
+
+
+def _is_at(context: Context, key: Key) -> bool:
+    """Whether what both ends know of our set is still what it was when the key was made."""
+    return (
+        context.state is State.ESTABLISHED
+        and context.told_set is not None
+        and context.told_set.generation == key.base_generation
+        and context.local_set.generation == key.generation
     )
 
 
@@ -95,14 +110,20 @@ def is_told(context: Context) -> bool:
     return told is context.local_set
 
 
-def tell(core: Core, contexts: list[Context], now: float) -> bool:
+def tell(core: Core, key: Key, contexts: list[Context], now: float) -> bool:
     """Tell a peer's gateway of so many contexts (``most``) with one key that our set changed.
 
-    Returns whether anything went out: some may have ended, or been told, meanwhile.
+    Returns whether anything went out: some may have ended, or been told, meanwhile. What a
+    context's peer may have said of itself since then its gateway sees by itself.
     """
-    named = [context for context in contexts if context.watched and not is_told(context)]
-    keys = {key_of(context) for context in named}
-    if len(named) < 2 or len(keys) > 1 or None in keys:
+    named = []
+    for context in contexts:
+        if context.watched and not is_told(context):
+            if _is_at(context, key):
+                named.append(context)
+            else:
+                update.announce(core, context, core.pace.take(now), now)
+    if len(named) < 2:
         for context in named:
             update.announce(core, context, core.pace.take(now), now)
         return False
@@ -112,7 +133,7 @@ def tell(core: Core, contexts: list[Context], now: float) -> bool:
     for context in named:
         context.update = PendingUpdate(request, context.local_set, named=())
         context.update.timeout_due_s = alone_s
-        core.rearm(context)
+        core.timers.arm(context, alone_s)
     carrier.update = PendingUpdate(request, carrier.local_set, named=tuple(named))
     update.send(core, carrier, now)
     return True

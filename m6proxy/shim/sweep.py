@@ -54,7 +54,7 @@ class Sweep:
         self._staying: deque[Context] = deque()
         self._groups: dict[scope.Key, list[Context]] = {}
         """Contexts that were looked at and can be told together."""
-        self._together: deque[list[Context]] = deque()
+        self._together: deque[tuple[scope.Key, list[Context]]] = deque()
         """Groups of which no more come."""
         self._tells = False
         self._began_s = 0.0
@@ -83,12 +83,13 @@ class Sweep:
 
     def look(self, core: Core) -> None:
         """Give some contexts their new locator set, and their place in a row."""
+        most = scope.most(core)
         for _ in range(min(AT_ONCE, len(self._unseen))):
-            self._look(core, self._unseen.popleft())
+            self._look(core, self._unseen.popleft(), most)
         if not self._unseen and self._groups:
-            for group in self._groups.values():
+            for key, group in self._groups.items():
                 if len(group) > 1:
-                    self._together.append(group)
+                    self._together.append((key, group))
                 else:
                     self._staying += group
             self._groups.clear()
@@ -98,7 +99,7 @@ class Sweep:
         self.look(core)
         while core.pace.is_free(now):
             if self._together:
-                sent = scope.tell(core, self._together.popleft(), now)
+                sent = scope.tell(core, *self._together.popleft(), now)
             elif self._in_use or self._quiet:
                 sent = self._search(core, (self._in_use or self._quiet).popleft(), now)
             elif self._staying:
@@ -109,7 +110,7 @@ class Sweep:
                 core.pace.take(now)
 
     def _waiting(self) -> Iterator[Context]:
-        groups = chain(self._together, self._groups.values())
+        groups = chain((group for _, group in self._together), self._groups.values())
         return chain(self._in_use, self._quiet, self._staying, chain.from_iterable(groups))
 
     def _search(self, core: Core, context: Context, now: float) -> bool:
@@ -123,17 +124,18 @@ class Sweep:
             return _announce(core, context, now) or explores
         return explores
 
-    def _look(self, core: Core, context: Context) -> None:
+    def _look(self, core: Core, context: Context, most: int) -> None:
         context.local_set = core.local_sets.by_ulid(context.outbound_key[:16])
         if not context.carries:
             return
-        lifecycle.refresh_path(core, context)
+        if context.wire_addresses is not None or core.slots is not None:
+            lifecycle.refresh_path(core, context)
         if not self._tells or context.parking is not None:
             return
         explores = _explores(context)
         key = scope.key_of(context)
         if key is not None:
-            self._group(core, context, key)
+            self._group(context, key, most)
         if not explores:
             if key is None:
                 self._staying.append(context)
@@ -142,11 +144,13 @@ class Sweep:
         else:
             self._quiet.append(context)
 
-    def _group(self, core: Core, context: Context, key: scope.Key) -> None:
-        group = self._groups.setdefault(key, [])
+    def _group(self, context: Context, key: scope.Key, most: int) -> None:
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = []
         group.append(context)
-        if len(group) >= scope.most(core):
-            self._together.append(self._groups.pop(key))
+        if len(group) >= most:
+            self._together.append((key, self._groups.pop(key)))
 
 
 def _explores(context: Context) -> bool:

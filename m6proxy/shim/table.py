@@ -156,8 +156,8 @@ class ContextTable:
         if context.sent_key is not None:
             self.by_sent_label.pop(context.sent_key, None)
             self.by_sent_option.pop(context.sent_key, None)
-        context.sent_key = None
-        if route is None:
+            context.sent_key = None
+        if route is None or context.peer_mode is DemuxMode.EXTHDR:
             return
         mode = context.mode
         if mode is DemuxMode.FLOWLABEL:

@@ -39,8 +39,9 @@ PENDING_PROOF_S: Final = 6.0
 """How long an I2 waits for its proof by DNS; the initiator sends it again after 2 s to 6 s."""
 REPROOF_S: Final = 30.0
 """How long to wait before asking DNS again about locators that could not be proved."""
-RELEASE_EXPLORATION_S: Final = 60.0
-"""How long the probes of an exploration stay known after it ended."""
+RELEASE_EXPLORATION_S: Final = 12.0
+"""How long the probes of an exploration stay known after it ended: longer than the pause between
+two tests, and shorter than the usual Send Timeout, so that a context wakes but once."""
 CLOSE_TIMEOUT_S: Final = 0.5
 CLOSE_SENT_MAX: Final = 3
 """A Close goes out three times in two seconds: a gateway that stops does not wait longer."""
@@ -136,16 +137,22 @@ class TimerHeap:
             del heaps[heapq.heappop(quarters)]
         return None
 
-    def pop_due(self, now: float) -> Context | None:
-        """Take the next context whose deadline has come; it must be armed anew."""
-        deadline_s = self.next_deadline()
-        if deadline_s is None or deadline_s > now:
-            return None
-        context = heapq.heappop(self._heaps[self._quarters[0]])[2]
-        context.armed_s = NEVER
-        self._live -= 1
-        self._entries -= 1
-        return context
+    def take_due(self, now: float, most: int) -> list[Context]:
+        """Take the contexts whose deadline has come, earliest first; they must be armed anew."""
+        due: list[Context] = []
+        while len(due) < most:
+            deadline_s = self.next_deadline()
+            if deadline_s is None or deadline_s > now:
+                break
+            heap = self._heaps[self._quarters[0]]
+            while heap and heap[0][0] <= now and len(due) < most:
+                deadline_s, _, context = heapq.heappop(heap)
+                self._entries -= 1
+                if context.armed_s == deadline_s:
+                    context.armed_s = NEVER
+                    self._live -= 1
+                    due.append(context)
+        return due
 
     def _throw_away(self) -> None:
         """Throw the dead entries of one quarter away, of those that have some the next.
