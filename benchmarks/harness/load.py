@@ -157,7 +157,6 @@ class LoadedWorld(World):
             effects: list[Effect] = []
             if outbox:
                 effects = engine.take_effects()
-                engine.take_effects()  # the loop looks whether more came up
             return effects
 
         before_ns = measured.cpu_ns

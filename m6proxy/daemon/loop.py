@@ -213,8 +213,8 @@ class Loop:
     # --- effects -------------------------------------------------------------------------
 
     def _carry_out(self) -> None:
-        while effects := self._engine.take_effects():
-            for effect in effects:
+        while self._engine.outbox:
+            for effect in self._engine.take_effects():
                 self._carry_out_one(effect)
 
     def _carry_out_one(self, effect: Effect) -> None:

@@ -130,7 +130,8 @@ def take_keepalive(core: Core, packet: bytes, now: float) -> bool:
     """Take a Keepalive (from offset 40) as it usually is: for a context in order, over its route.
 
     Returns False, and has done nothing, when it is anything else: ``handle_control`` judges it.
-    That a right one has no options and ends with the packet is seen from its first octets.
+    That a right one has no options and ends with the packet is seen from its first octets; the
+    addresses of a context's own route are always in its sets.
     """
     if packet[40:44] != _KEEPALIVE_START or packet[4:6] != _KEEPALIVE_LENGTH:
         return False
@@ -145,7 +146,6 @@ def take_keepalive(core: Core, packet: bytes, now: float) -> bool:
         or context.route[16:] != packet[8:24]
         or len(packet) != _KEEPALIVE_OCTETS
         or checksum(packet[40:])
-        or not belongs(context, LocatorPair(packet[24:40], packet[8:24]))
     ):
         return False
     reap.handle_keepalive(core, context, now)
@@ -165,7 +165,7 @@ def belongs(context: Context, route: LocatorPair) -> bool:
 
 def _check_addresses(route: LocatorPair) -> None:
     local, peer = route
-    if local[0] == 0xFF or peer[0] == 0xFF or local == UNSPECIFIED or peer == UNSPECIFIED:
+    if 0xFF in (local[0], peer[0]) or UNSPECIFIED in route:
         raise PeerViolation(Reason.BAD_ADDRESS, "a multicast or unspecified address")
 
 
@@ -210,9 +210,11 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
     if context is None or context.state in REMEMBERS or not belongs(context, route):
         establish.respond_r1bis(core, message.receiver_tag, route, now)
         raise PeerViolation(Reason.NO_CONTEXT, "no context has this tag here")
-    if not legal(context.state, _INPUT_OF[type(message)]):
+    if context.state is not State.ESTABLISHED and not legal(
+        context.state, _INPUT_OF[type(message)]
+    ):
         raise PeerViolation(Reason.ILLEGAL_IN_STATE, f"in {context.state.value}")
-    if route.local + route.peer != context.outbound_key:
+    if context.label or core.asks_untagged:
         lifecycle.expect_rehomed(core, context, route)
     if context.flow is not None:
         activity.look(core, context, now)

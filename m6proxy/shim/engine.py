@@ -63,11 +63,13 @@ from m6proxy.shim.trial import Outcome
 from m6proxy.shim.verdict import CONSUMED, Verdict
 from m6proxy.wire.dstopt import find_tag_option, option_tag
 from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_SHIM, NEXT_UDP, Walk, find_shim, upper_layer
+from m6proxy.wire.message import MessageType
 
 _SPECIAL: Final = forward.CHAINED | {NEXT_SHIM, NEXT_UDP, 58}
 """Next headers of inbound packets that need a second look."""
 _ESTABLISHED: Final = State.ESTABLISHED
 """The usual state, compared first: hashing an Enum costs more than finding the context."""
+_KEEPALIVE: Final = int(MessageType.KEEPALIVE)
 _DNS_PORT: Final = (53).to_bytes(2)
 _PLAIN_PLACE: Final = Walk(6, HEADER_OCTETS, NEXT_SHIM)
 _ASK_AGAIN_S: Final = 30.0
@@ -139,7 +141,7 @@ class Engine:
             if packet[6] == NEXT_SHIM and octets >= 48:
                 if packet[42] & 0x80:
                     return self._restore(packet, _PLAIN_PLACE, now)
-                if control.take_keepalive(self._core, packet, now):
+                if packet[42] == _KEEPALIVE and control.take_keepalive(self._core, packet, now):
                     return CONSUMED
                 if packet[0] >> 4 == 6 and int.from_bytes(packet[4:6]) + HEADER_OCTETS == octets:
                     return self._take_control(packet, HEADER_OCTETS, now)

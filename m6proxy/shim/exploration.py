@@ -234,11 +234,13 @@ def best(
     pairs: Iterable[LocatorPair], local: LocalSet, peer: Iterable[PeerLocator]
 ) -> LocatorPair | None:
     """Of the pairs that work, the one that both ends like best; None when there is none."""
-    works = frozenset(pairs)
+    works = tuple(pairs)
     if len(works) == 1:
-        (only,) = works
-        known = any(one.address == only.peer and not one.stands_in for one in peer)
-        return only if known and only.local in local.locators else None
+        only = works[0]
+        for one in peer:
+            if one.address == only.peer and not one.stands_in and only.local in local.locators:
+                return only
+        return None
     mine = dict(zip(local.locators, local.ranks, strict=True))
     theirs = {locator.address: rank for rank, locator in _ranked(peer)}
     usable = [LocatorPair(ours, one) for one in theirs for ours in mine if (ours, one) in works]

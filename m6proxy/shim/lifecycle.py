@@ -113,19 +113,18 @@ def refresh_path(core: Core, context: Context) -> None:
     context.mtu = uplink.mtu if uplink else 0xFFFF
     context.told_too_big_s = NEVER
     pair = wire = context.locators
+    context.shim_tail = (_PAYLOAD_BIT | context.peer_tag).to_bytes(7)
+    context.wire_kind = forward.SHIM
     if context.peer_mode is DemuxMode.EXTHDR:
         context.wire_addresses, context.wire_label = context.route, 0
     else:
         wire = _tested_wire_pair(core, context, pair)
         context.wire_addresses = wire.local + wire.peer
         context.wire_label = 0 if on_ulids else _wire_label(core, context, wire)
-    if context.mode is DemuxMode.DSTOPT:
-        context.shim_tail, context.wire_kind = option_tail(context.peer_tag), forward.OPTION
-    else:
-        context.shim_tail = b"\x00" + (_PAYLOAD_BIT | context.peer_tag).to_bytes(6)
-        context.wire_kind = forward.SHIM
+        if context.mode is DemuxMode.DSTOPT:
+            context.shim_tail, context.wire_kind = option_tail(context.peer_tag), forward.OPTION
     core.contexts.bind_sent(context, context.wire_addresses)
-    if not on_ulids:
+    if context.label or core.asks_untagged:
         expect_rehomed(core, context, pair)
     if core.slots is not None:
         flows.install(core, context)
@@ -185,7 +184,9 @@ def meant_pair(context: Context, pair: LocatorPair) -> LocatorPair:
 
 
 def expect_rehomed(core: Core, context: Context, route: LocatorPair) -> None:
-    """Packets may come over this pair, which is not the ULIDs, that no tag shows to be ours."""
+    """Packets may come over this pair that no tag shows to be ours, unless it is the ULIDs."""
+    if route.local + route.peer == context.outbound_key:
+        return
     core.contexts.expect_label(context)
     if not core.asks_untagged or context.fii:
         return

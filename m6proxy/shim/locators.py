@@ -50,6 +50,7 @@ class LocalSet:
         "__weakref__",
         "_since",
         "broken",
+        "down",
         "generation",
         "locators",
         "ranks",
@@ -70,6 +71,14 @@ class LocalSet:
         self.ranks = tuple(likings.index(liking) for liking in likings)
         """For each locator, how many of them the operator likes better."""
         self.broken = tuple(not uplink.up for uplink in self.uplinks)
+        self.down = tuple(
+            [
+                octets
+                for octets, uplink in zip(self.locators, self.uplinks, strict=True)
+                if not uplink.up
+            ]
+        )
+        """The locators that do not work."""
         self.generation = generation
         self._since: tuple[int, LocatorDelta] | None = None
         """The last difference that was asked for, and from which generation."""

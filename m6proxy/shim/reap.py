@@ -20,6 +20,7 @@ from typing import Final, TypeAlias
 
 from m6proxy.errors import PeerViolation
 from m6proxy.names import Address, LocatorPair
+from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
 from m6proxy.shim import failback, flows
 from m6proxy.shim.context import NO_LOCATORS, Context
@@ -149,7 +150,7 @@ def handle_probe(
     event = _EVENT_OF_PROBE[probe.state]
     exploration = context.exploration
     reported = exploration.confirmed(probe.received) if exploration is not None else ()
-    confirmed = tuple([meant_pair(context, pair) for pair in reported])
+    confirmed = tuple([meant_pair(context, pair) for pair in reported]) if reported else ()
     is_open = not confirmed and _leaves_open(context, probe)
     if event is ReapEvent.PROBE_INBOUND_OK_IN and is_open:
         event = ReapEvent.PROBE_EXPLORING_IN
@@ -163,8 +164,9 @@ def handle_probe(
         for pair in confirmed:
             context.suspects = context.suspects.difference(pair) or NO_LOCATORS
     if context.reap_state is not ReapState.OPERATIONAL:
-        for pair in confirmed:
-            _note_uplink_works(core, context, pair)
+        if core.history.scores:
+            for pair in confirmed:
+                _note_uplink_works(core, context, pair)
         if event is not ReapEvent.PROBE_EXPLORING_IN:
             _choose(core, context, confirmed, now)
     elif event is ReapEvent.PROBE_EXPLORING_IN:
@@ -263,7 +265,7 @@ def leave_broken(core: Core, context: Context, source: Address, now: float) -> N
     }
     pair = next((pair for pair in _pairs(core, context, now) if pair.peer in allowed), None)
     if pair is not None:
-        _move(core, context, pair, now)
+        _move(core, context, context.locators, pair, now)
     if not _probed_unbroken(context):
         suspect(core, context, now)
 
@@ -459,23 +461,24 @@ def _note_received(
 
 def _choose(core: Core, context: Context, confirmed: tuple[LocatorPair, ...], now: float) -> None:
     """Pick the current pair among those that the peer reports to receive (§6.8)."""
-    if context.locators in confirmed:
+    current = context.locators
+    if current in confirmed:
         _doubt_label(core, context)
         return
     pair = best(confirmed, context.local_set, context.peer_locators)
     if pair is not None:
-        _move(core, context, pair, now)
+        _move(core, context, current, pair, now)
 
 
-def _move(core: Core, context: Context, pair: LocatorPair, now: float) -> None:
-    left = context.locators
+def _move(core: Core, context: Context, left: LocatorPair, pair: LocatorPair, now: float) -> None:
     context.suspects |= {old for old, new in zip(left, pair, strict=True) if old != new}
     uplink = context.local_set.uplink_of(left.local) if left.local != pair.local else None
     if uplink is not None:
         core.history.note_left(uplink.name, now)
     use_route(core, context, pair, now)
     failback.begin(core, context, now)
-    send_held(core, context, now)
+    if context.held is not None:
+        send_held(core, context, now)
 
 
 def _doubt_label(core: Core, context: Context) -> None:
@@ -523,7 +526,7 @@ def _ask_again(core: Core, context: Context, now: float) -> None:
     if context.peer_name is None or now < context.reproof_due_s:
         return
     for locator in context.peer_locators:
-        if not locator.proved:
+        if locator.proof is Proof.NONE:
             context.reproof_due_s = now + REPROOF_S
             core.effects.append(AskProof(context.pair, context.peer_name))
             return

@@ -155,9 +155,9 @@ class Sweep:
 
 def _explores(context: Context) -> bool:
     """Whether the uplink in use is down, or a search is going on that has to begin anew."""
-    uplink = context.local_set.uplink_of(context.route[:16])
-    lost = uplink is not None and not uplink.up
-    return lost or context.reap_state is not ReapState.OPERATIONAL
+    if context.reap_state is not ReapState.OPERATIONAL:
+        return True
+    return context.route[:16] in context.local_set.down
 
 
 def _announce(core: Core, context: Context, now: float) -> bool:

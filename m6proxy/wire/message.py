@@ -348,13 +348,14 @@ def _parse_probe(octets: bytes) -> Probe:
         raise MalformedMessage(Reason.BAD_LENGTH, "probe records run past the message", 12)
     fields = _RECORD.iter_unpack(octets[_PROBE_FIXED.size : records_end])
     records = tuple(map(ProbeRecord._make, fields))
+    options = _options(octets, records_end, _ON_OTHERS) if records_end < len(octets) else ()
     return Probe._make(
         (
-            _tag(high, low),
+            (high & _TAG_HIGH_MASK) << 32 | low,
             _PROBE_STATES[state],
             records[:sent_count],
             records[sent_count:],
-            _options(octets, records_end, _ON_OTHERS),
+            options,
         )
     )
 
