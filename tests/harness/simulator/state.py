@@ -33,7 +33,7 @@ _KEPT: Final = frozenset(
         "drops",
         "errors_limit._buckets",
         "failback_limit._buckets",
-        "history._scores",
+        "history.scores",
         "icmp_limit._buckets",
         "local_sets._down",
         "peers._capable",
