@@ -6,7 +6,8 @@ The table in ``transitions`` decides; here its actions are carried out.
 
 One thing is ours: a Probe in state InboundOk whose reports match none of our probes says that
 the peer has a problem, but not that it hears us. It is taken as a Probe in state Exploring,
-where §6.8 would declare the path operational.
+where §6.8 would declare the path operational. The same holds for one without reports while the
+pair in use is known not to work: what the peer hears of us, it hears over another.
 
 And one event is: a TCP segment acknowledges what our host sent since a search began. That is
 both directions, on the pair in use, as a Probe in state Operational would say (RFC 5534 §4.1,
@@ -420,9 +421,18 @@ def _leaves_open(context: Context, probe: Probe) -> bool:
     """Whether a Probe InboundOk that confirms no probe of ours leaves open what the peer hears.
 
     Either it reports others' probes; or it reports none, while we hear nothing of the peer:
-    then it may be one that tests a better pair of the peer, whose own path is in doubt.
+    then it may be one that tests a better pair of the peer, whose own path is in doubt. Or we
+    search, since the pair in use is known not to work: what the peer hears came another way.
     """
-    return bool(probe.received) or context.reap_state is ReapState.EXPLORING
+    if probe.received or context.reap_state is ReapState.EXPLORING:
+        return True
+    return context.reap_state is ReapState.INBOUND_OK and _is_lost(context)
+
+
+def _is_lost(context: Context) -> bool:
+    """Whether our uplink in use is down, or the peer says so of its own."""
+    locator = context.peer_locator(context.route[16:])
+    return context.route[:16] in context.local_set.down or (locator is not None and locator.broken)
 
 
 def _was_answered(context: Context) -> bool:

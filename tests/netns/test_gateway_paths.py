@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,9 @@ from m6proxy.lab.build import Lab
 from m6proxy.lab.plan import CUSTOMER
 from m6proxy.lab.topology import NAMESERVER, PROVIDERS, provider_by_target
 from m6proxy.names import address
-from m6proxy.wire.ipv6 import NEXT_UDP
+from m6proxy.wire.ipv6 import NEXT_SHIM, NEXT_UDP
+from m6proxy.wire.message import UpdateAck, UpdateRequest, find, parse_message
+from m6proxy.wire.options import Scope
 from tests.harness.gateway import (
     A1,
     A1_ISP2,
@@ -39,6 +41,8 @@ from tests.harness.packets import rewritten
 
 pytestmark = pytest.mark.netns
 
+A2, A2_ISP2 = "2001:db8:a1:1::20", "2001:db8:a2::20"
+B2, B2_ISP2 = "2001:db8:b1:1::20", "2001:db8:b2::20"
 PATIENT = {**QUICK, "send_timeout_s: 3": "send_timeout_s: 60"}
 """Silence alone is noticed after a minute: what moves a context before was something else."""
 
@@ -104,6 +108,87 @@ def test_going_back_is_for_policy_to_say(lab: Lab, mode: str) -> None:
         ), "a new pair begins on its ULIDs"
         assert ping(lab, "a1", B1, "-c", "30", "-i", "0.1")
         assert alpha.locators(A1, B1) == (A1_ISP2, B1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"), [("soft", (A2, B2_ISP2)), ("never", (A2_ISP2, B2_ISP2))]
+)
+def test_what_many_had_to_leave_is_tried_last_for_a_while_or_for_good(
+    lab: Lab, mode: str, found: tuple[str, str]
+) -> None:
+    """Three pairs left alpha.isp1, which works again; nobody has seen that since.
+
+    A fourth pair, on its ULIDs over isp1, loses beta.isp1 and must look for another path: with
+    ``soft`` isp1 is a path like any other when three pairs' word is half a minute old, with
+    ``never`` it comes after all others. Beta's host is silent, so that the search is alpha's.
+    """
+    module = (sys.executable, "-m", traffic.__name__)
+    early = [("a1", A1, B1), ("a1", A1, B2), ("a2", A2, B1)]
+    with both(lab, with_policy(f"failback: {mode}")) as (alpha, beta):
+        for node, _, peer in early:
+            established(lab, alpha, beta, peer=peer, node=node)
+        with ExitStack() as talks:
+            for node, _, peer in early:
+                talks.enter_context(pinging(lab, node, peer))
+            faults.cut(lab, "alpha.isp1")
+            eventually(
+                lambda: all(_uplink_prefix(alpha, local, peer) == "a2" for _, local, peer in early),
+                deadline_s=20,
+                what="three pairs have left isp1",
+            )
+            faults.restore(lab, "alpha.isp1")
+            assert ping(lab, "a1", B1, "-c", "20", "-i", "1", deadline_s=40)
+        established(lab, alpha, beta, peer=B2, node="a2")
+        assert alpha.locators(A2, B2) == (A2, B2)
+        with program(lab, "a2", *module, "send", B2, "5004"):
+            faults.cut(lab, "beta.isp1")
+            eventually(
+                lambda: alpha.locators(A2, B2) != (A2, B2), deadline_s=20, what="a path is found"
+            )
+            assert alpha.locators(A2, B2) == found
+
+
+def _uplink_prefix(gateway: Gateway, local: str, peer: str) -> str:
+    locators = gateway.locators(local, peer)
+    return locators[0].split(":")[2] if locators is not None else ""
+
+
+def test_one_exchange_tells_the_peer_of_all_contexts(lab: Lab) -> None:
+    """Two hosts here and two there: four contexts, one uplink that goes, one Update and one
+    acknowledgement, which name all of them."""
+    pairs = [("a1", A1, B1), ("a1", A1, B2), ("a2", A2, B1), ("a2", A2, B2)]
+    with both(lab, PATIENT) as (alpha, beta), Capture(lab, "bgw", "wan1") as wire:
+        for node, _, peer in pairs:
+            established(lab, alpha, beta, peer=peer, node=node)
+        wire.packets().clear()
+        faults.link(lab, "alpha.isp1", is_up=False)
+        eventually(
+            lambda: all(
+                _uplink_prefix(alpha, local, peer) == "a2"
+                and beta.locators(peer, local) != (peer, local)
+                for _, local, peer in pairs
+            ),
+            deadline_s=5,
+            what="all have moved, here and there",
+        )
+        messages = [
+            parse_message(packet[40:])
+            for packet in wire.packets()
+            if packet[6] == NEXT_SHIM and not packet[42] & 0x80
+        ]
+        (request,) = [one for one in messages if isinstance(one, UpdateRequest)]
+        (answer,) = [one for one in messages if isinstance(one, UpdateAck)]
+        asked, agreed = find(request.options, Scope), find(answer.options, Scope)
+        assert asked is not None and agreed is not None
+        assert len(asked.tags) == len(pairs)
+        assert {(theirs, ours) for ours, theirs in agreed.tags} == set(asked.tags)
+        assert [event["detail"] for event in beta.events("locators updated")] == ["4 of 4 contexts"]
+        faults.restore(lab, "alpha.isp1")
+        eventually(
+            lambda: all(row["up"] for row in alpha.ask("/v1/uplinks")),
+            deadline_s=10,
+            what="the uplink is up again",
+        )
 
 
 def _doubts(gateway: Gateway) -> list[str]:

@@ -391,6 +391,25 @@ def test_packets_on_another_path_do_not_call_the_suspicion_off() -> None:
     assert pair.alpha.context.route[:16] == A1_ISP2
 
 
+def test_what_reports_nothing_ends_no_search_from_a_pair_that_is_known_dead() -> None:
+    """Both ends search; the peer heard something of us, its acknowledgement of an Update made it
+    InboundOk, and its Probe says so before it heard any of ours. We stayed on the dead pair.
+    """
+    pair = established()
+    context = pair.alpha.context
+    uplink_down(pair, pair.alpha)
+    pair.cut_provider("b", 1)
+    pair.run(0.01)
+    (_, _, ours), *_ = probes(pair.alpha)
+    for number, received in enumerate(((), (), ours.sent[:1])):
+        assert context.reap_state is not ReapState.OPERATIONAL and not context.rehomings
+        record = ProbeRecord(B1, A1_ISP2, number)
+        probe = Probe(context.local_tag, ProbeState.INBOUND_OK, (record,), received)
+        pair.inject(pair.alpha, control(B1, A1_ISP2, probe))
+    assert context.reap_state is ReapState.OPERATIONAL
+    assert context.route == A1_ISP2 + B1
+
+
 def test_when_nothing_better_is_left_the_path_is_kept() -> None:
     pair = established()
     for name in ("isp1", "isp2"):
