@@ -141,7 +141,7 @@ def test_a_flow_that_moves_changes_one_entry_or_two(maps: dict[str, Map]) -> Non
         _Noting.changed.clear()
         moved = flow(peer_locators=(B1, B1_ISP2), mode=mode, label=label)
         kernel.apply({PAIR: moved})
-        kernel.apply({PAIR: replace(moved, locators=LocatorPair(A1_ISP2, B1))})
+        kernel.apply({PAIR: moved._replace(locators=LocatorPair(A1_ISP2, B1))})
         assert set(_Noting.changed) == ({layout.OUT, layout.SENT} if label else {layout.OUT})
         assert contents(maps) == wanted(moved)
         kernel.apply({PAIR: at_home})
@@ -167,7 +167,7 @@ def test_maps_follow_whatever_the_order_of_changes(maps: dict[str, Map]) -> None
                 "tags": ((DemuxMode.EXTHDR, number), (DemuxMode.FLOWLABEL, labels[number])),
                 "peer_locators": chance.choice(((B1, B1_ISP2), (B1_ISP2, B1), (B1,))),
             }
-            one = replace(one, kernel=(one.kernel or ENTRY)._replace(**given))  # type: ignore[arg-type]
+            one = one._replace(kernel=(one.kernel or ENTRY)._replace(**given))  # type: ignore[arg-type]
             if number in numbers or one.ulids in now:
                 changes[one.ulids] = one if chance.random() < 0.8 else None
         kernel.apply(changes)
