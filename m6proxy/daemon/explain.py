@@ -22,6 +22,8 @@ Json = dict[str, Any]
 
 _IF_INET6 = Path("/proc/thread-self/net/if_inet6")
 _LINK_LOCAL = Prefix.parse("fe80::/10")
+_HOP_LIMIT_AT = 7
+_STRAIGHT = "those behind it go past the gateway's IPv6 stack (EXPRESS), one hop on"
 _TOLD = {
     EventKind.RIPE: "Python is told that the pair deserves a context",
     EventKind.AWAKE: "Python is told that the context has traffic again",
@@ -60,7 +62,17 @@ def with_kernel(told: Json, outcome: KernelOutcome, uplink: str | None) -> Json:
     """
     before = bytes.fromhex(told["before"]["packet"])
     kernel = _by_kernel(outcome, before, uplink)
-    return {**told, "kernel": kernel, "agree": _agree(told["engine"], kernel)}
+    agree = _agree(told["engine"], kernel)
+    if outcome.express is not None:
+        kernel["express"] = _shape(outcome.express)
+        kernel["effects"].append(_STRAIGHT)
+        agree = agree and outcome.express == _one_hop_on(outcome.packet)
+    return {**told, "kernel": kernel, "agree": agree}
+
+
+def _one_hop_on(packet: bytes) -> bytes:
+    """The packet behind a router."""
+    return packet[:_HOP_LIMIT_AT] + bytes([packet[_HOP_LIMIT_AT] - 1]) + packet[_HOP_LIMIT_AT + 1 :]
 
 
 def _by_kernel(outcome: KernelOutcome, before: bytes, uplink: str | None) -> Json:

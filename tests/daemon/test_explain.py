@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ def test_the_kernel_agrees_when_it_does_the_same_or_leaves_it_to_the_engine() ->
     whole = with_kernel(told, sent, "isp2")
     assert whole["agree"] is True and whole["kernel"]["why"] == "for uplink isp2 in mode exthdr"
     assert with_kernel(told, sent, "isp1")["agree"] is False
+    one_hop_on = after[:7] + bytes([after[7] - 1]) + after[8:]
+    for express, agree in ((one_hop_on, True), (after, False)):
+        whole = with_kernel(told, replace(sent, express=express), "isp2")
+        assert whole["agree"] is agree and whole["kernel"]["express"]["packet"] == express.hex()
+        assert "past the gateway's IPv6 stack" in whole["kernel"]["effects"][-1]
     past = KernelOutcome(Fate.PAST, packet, (), (EventKind.RIPE,))
     whole = with_kernel(told, past, None)
     assert whole["agree"] is False and whole["kernel"]["verdict"] == "unchanged"

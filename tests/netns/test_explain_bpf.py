@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from m6proxy.daemon.explain import _one_hop_on
 from m6proxy.dataplane.bpf import layout
+from m6proxy.dataplane.bpf.layout import Counter, Mode
+from m6proxy.dataplane.bpf.load import read_object
 from m6proxy.dataplane.bpf.maps import Map
 from m6proxy.dataplane.bpf.syscall import obj_get
+from m6proxy.dataplane.bpf.trial import Fate, Interface, KernelOutcome, KernelTrial
 from m6proxy.lab.build import Lab, pins_path
+from m6proxy.lab.topology import ALPHA, BETA
 from m6proxy.names import address
 from m6proxy.wire.ipv6 import build_packet
+from tests.harness.fastpath import FastGateway, fast
 from tests.harness.gateway import (
     A1,
     A1_ISP2,
@@ -25,13 +32,18 @@ from tests.harness.gateway import (
     Gateway,
     both,
     established,
+    mac_of,
 )
 from tests.harness.netns import lab as lab
+from tests.harness.netns import plain_lab as plain_lab
 from tests.harness.packets import icmp_error, rewritten, udp
+from tests.netns.test_bpf_path import rehome
 from tests.netns.test_gateway_bpf import bpf, on_isp2
+from tests.steering.namespaces import inside
 
 pytestmark = pytest.mark.netns
 
+SOURCE = read_object()
 STRANGER = "2001:db8:66::1"
 TOO_BIG = 2
 FRAGMENT = b"\x11\x00\x00\x01\x00\x00\x00\x07" + bytes(40)
@@ -151,6 +163,44 @@ def test_a_kernel_that_does_something_else_is_told(lab: Lab) -> None:
             "agree",
             "no: the kernel and the engine would not do the same",
         ]
+
+
+@pytest.mark.parametrize("mode", [Mode.EXTHDR, Mode.FLOWLABEL, Mode.IDENTIFIER, Mode.DSTOPT])
+def test_what_goes_past_the_ipv6_stack(plain_lab: Lab, mode: Mode) -> None:
+    with fast(plain_lab, ALPHA, BETA) as (alpha, beta):
+        rehome(alpha, beta, mode)
+        out, plain = _udp(A1, B1), _udp(A1, C1)
+        for lease in (0, 1 << 62):
+            alpha.configure(express_until_ns=lease)
+            for interface, packet in (("lan0", out), ("lan0", plain), ("wan1", _udp(C1, A1))):
+                told = _tried(alpha, interface, packet)
+                assert told.fate is (Fate.SENT if packet == out else Fate.PAST)
+                assert (told.express is not None) is bool(lease)
+                assert Counter.EXPRESS not in told.counters
+                if told.express is not None:
+                    assert told.express[7] == told.packet[7] - 1
+                    assert (
+                        told.express[8:] == told.packet[8:] and told.express[:7] == told.packet[:7]
+                    )
+            sent = _tried(alpha, "lan0", out).packet
+            beta.configure(express_until_ns=lease)
+            told = _tried(beta, "wan2", sent)
+            assert (told.fate, told.packet) == (Fate.PAST, out)
+            assert told.express == (_one_hop_on(out) if lease else None)
+            echo = build_packet(address(A1), address(B1), 58, b"\x80" + bytes(15))
+            assert _tried(alpha, "lan0", echo).express is None, "it is one of those that do not"
+        assert not alpha.count(Counter.EXPRESS) and not alpha.count(Counter.REWRITTEN)
+
+
+def _tried(gateway: FastGateway, interface: str, packet: bytes) -> KernelOutcome:
+    with inside(gateway.namespace):
+        lan = socket.if_nametoindex("lan0")
+        at = Interface(
+            socket.if_nametoindex(interface), mac_of(gateway.lab, gateway.node, interface)
+        )
+        maps = gateway.loaded.maps
+        outbound = interface == "lan0"
+        return KernelTrial(SOURCE, maps, packet, at, outbound=outbound, lan_index=lan).run()
 
 
 def test_without_a_fast_path_it_says_so(lab: Lab) -> None:

@@ -145,7 +145,10 @@ class BpfSite:
         Raises OSError when the interface is not there, or the maps cannot be read.
         """
         at = Interface(socket.if_nametoindex(interface), _link_address(interface))
-        return KernelTrial(self.source, self.maps, packet, at, outbound=outbound)
+        lan_index = next(filter(None, map(_index, self._wanted.lan)), 0)
+        return KernelTrial(
+            self.source, self.maps, packet, at, outbound=outbound, lan_index=lan_index
+        )
 
     def release(self) -> None:
         """Leave everything to a successor."""
