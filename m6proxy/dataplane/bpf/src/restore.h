@@ -129,21 +129,47 @@ ALWAYS int regroup(struct __sk_buff *skb, __u32 link_octets, const struct settin
 	return bpf_redirect(settings->regroup_ifindex, 0);
 }
 
-ALWAYS int take_out(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
-		    struct view *view, const struct in_flow *flow)
+/* Whose a packet is. The kernel gives the memory of an entry that is replaced to the next new one at
+ * once: what was read of it is right if the same memory is found again. */
+struct whose {
+	struct pair ulids;
+	__u32 slot;
+	__u16 flags;
+	__u16 belongs;
+};
+
+ALWAYS int is_still(const struct in_flow *flow, __u64 key)
 {
-	struct pair ulids = flow->ulids;
+	barrier();
+	return bpf_map_lookup_elem(&m6p_tag_v1, &key) == flow;
+}
+
+ALWAYS struct whose whose_is(const struct in_flow *flow, const struct pair *at)
+{
+	struct whose whose = {
+		.ulids = flow->ulids,
+		.slot = flow->slot,
+		.flags = flow->flags,
+		.belongs = belongs(flow, at),
+	};
+
+	return whose;
+}
+
+ALWAYS int take_out(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
+		    struct view *view, const struct whose *whose)
+{
 	__u32 number = regrouped(skb, link_octets, settings, view);
 
 	if (number != MARK_NONE) {
-		view->head.at = ulids;
+		view->head.at = whose->ulids;
 		return regroup(skb, link_octets, settings, view, number);
 	}
-	note_in(skb, settings, flow->slot, view->octets);
+	note_in(skb, settings, whose->slot, view->octets);
 	if (skb->gso_size)
 		reseed(skb, link_octets + HEADER_OCTETS + GROWTH_OCTETS, upper_octet(view, 0),
-		       view->octets - HEADER_OCTETS - GROWTH_OCTETS, &view->head.at, &ulids);
-	view->head.at = ulids;
+		       view->octets - HEADER_OCTETS - GROWTH_OCTETS, &view->head.at, &whose->ulids);
+	view->head.at = whose->ulids;
 	if (shrink(skb, link_octets, view))
 		return drop(COUNT_DROP_NO_ROOM);
 	count(COUNT_RESTORED);
@@ -155,27 +181,35 @@ ALWAYS int with_label(struct __sk_buff *skb, __u32 link_octets, const struct set
 {
 	__u64 key = (__u64)MODE_FLOWLABEL << 56 | bpf_ntohl(view->head.first & LABEL_MASK);
 	const struct in_flow *flow = bpf_map_lookup_elem(&m6p_tag_v1, &key);
+	struct whose whose;
 
 	if (!flow)
 		return NOT_OURS;
-	if (is_same(&view->head.at.src, &flow->ulids.src) &&
-	    is_same(&view->head.at.dst, &flow->ulids.dst))
+	whose = whose_is(flow, &view->head.at);
+	if (!is_still(flow, key))
+		return slow(COUNT_SLOW_LABEL);
+	if (is_same(&view->head.at.src, &whose.ulids.src) &&
+	    is_same(&view->head.at.dst, &whose.ulids.dst))
 		return NOT_OURS;
-	if (!belongs(flow, &view->head.at))
-		return flow->flags & IN_COMPLETE ? NOT_OURS : slow(COUNT_SLOW_LOCATOR);
-	return put_back(skb, link_octets, settings, view, &flow->ulids, flow->slot, LABEL_MASK);
+	if (!whose.belongs)
+		return whose.flags & IN_COMPLETE ? NOT_OURS : slow(COUNT_SLOW_LOCATOR);
+	return put_back(skb, link_octets, settings, view, &whose.ulids, whose.slot, LABEL_MASK);
 }
 
 ALWAYS int with_tag(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
 		    struct view *view, __u64 key)
 {
 	const struct in_flow *flow = bpf_map_lookup_elem(&m6p_tag_v1, &key);
+	struct whose whose;
 
 	if (!flow)
 		return slow(COUNT_SLOW_TAG);
-	if (!belongs(flow, &view->head.at))
+	whose = whose_is(flow, &view->head.at);
+	if (!is_still(flow, key))
+		return slow(COUNT_SLOW_TAG);
+	if (!whose.belongs)
 		return slow(COUNT_SLOW_LOCATOR);
-	return take_out(skb, link_octets, settings, view, flow);
+	return take_out(skb, link_octets, settings, view, &whose);
 }
 
 ALWAYS __u64 shim_key(const struct view *view)
@@ -220,11 +254,17 @@ ALWAYS int with_pair(struct __sk_buff *skb, __u32 link_octets, const struct sett
 		     struct view *view)
 {
 	const struct pair_flow *flow = bpf_map_lookup_elem(&m6p_pair_v1, &view->head.at);
+	struct pair_flow found;
 
 	if (!flow)
 		return NOT_OURS;
-	if (flow->mode == MODE_IDENTIFIER)
-		return put_back(skb, link_octets, settings, view, &flow->ulids, flow->slot, 0);
+	if (flow->mode == MODE_IDENTIFIER) {
+		found = *flow;
+		barrier();
+		if (bpf_map_lookup_elem(&m6p_pair_v1, &view->head.at) != flow)
+			return slow(COUNT_SLOW_TAG);
+		return put_back(skb, link_octets, settings, view, &found.ulids, found.slot, 0);
+	}
 	note_in(skb, settings, flow->slot, view->octets);
 	return arrive(skb, link_octets, settings, view, skb->ifindex);
 }

@@ -89,10 +89,29 @@ ALWAYS int follow(struct __sk_buff *skb, const struct settings *settings,
 	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 }
 
+/* The kernel gives the memory of an entry that was replaced to the next new one, at once. So the
+ * entry is copied, and the copy is of this flow if the same memory is found again. */
+ALWAYS int copy_flow(const struct pair *ulids, struct out_flow *copy)
+{
+	const struct out_flow *flow = bpf_map_lookup_elem(&m6p_out_v1, ulids);
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 3 && flow; i++) {
+		const struct out_flow *before = flow;
+
+		*copy = *flow;
+		barrier();
+		flow = bpf_map_lookup_elem(&m6p_out_v1, ulids);
+		if (flow == before)
+			return 1;
+	}
+	return 0;
+}
+
 ALWAYS int to_uplink(struct __sk_buff *skb, __u32 link_octets)
 {
 	const struct settings *settings;
-	const struct out_flow *flow;
+	struct out_flow flow;
 	struct view view;
 	__u32 number;
 
@@ -108,20 +127,20 @@ ALWAYS int to_uplink(struct __sk_buff *skb, __u32 link_octets)
 		return PASS;
 	if (!see(skb, link_octets, &view))
 		return drop(COUNT_DROP_NO_FLOW);
-	flow = bpf_map_lookup_elem(&m6p_out_v1, &view.head.at);
-	if (!flow && !prefix_of(settings, &view.head.at.src))
-		return PASS; /* the gateway's own: the daemon asks a name server over this uplink */
-	if (!flow)
+	if (!copy_flow(&view.head.at, &flow)) {
+		if (!prefix_of(settings, &view.head.at.src))
+			return PASS; /* the gateway's own: the daemon asks a name server this way */
 		return drop(COUNT_DROP_NO_FLOW);
-	if (flow->uplink != number || flow->mode == MODE_ULIDS ||
+	}
+	if (flow.uplink != number || flow.mode == MODE_ULIDS ||
 	    settings->uplinks[number & (UPLINKS_MAX - 1)] != skb->ifindex)
-		return follow(skb, settings, flow);
+		return follow(skb, settings, &flow);
 	if (settings->express_until_ns && link_octets == ETH_HLEN)
 		learn(skb, settings, &view, number);
-	if (flow->mode == MODE_EXTHDR && skb->gso_size)
-		return split(skb, link_octets, settings, &view, flow);
+	if (flow.mode == MODE_EXTHDR && skb->gso_size)
+		return split(skb, link_octets, settings, &view, &flow);
 	set_mark(skb, settings, MARK_NONE);
-	return rewrite(skb, link_octets, &view, flow);
+	return rewrite(skb, link_octets, &view, &flow);
 }
 
 /* A segment of what split sent: the shim header gets its own number, and the uplink its packet. */
@@ -188,21 +207,23 @@ ALWAYS int depart(struct __sk_buff *skb, __u32 link_octets, const struct setting
 {
 	const struct way *way =
 		way_of(skb, link_octets, settings, view, recent, skb->ifindex, flow->uplink);
+	struct out_flow copy = *flow;
 	int verdict;
 
-	if (!way) {
-		set_mark(skb, settings, flow->uplink);
+	barrier();
+	if (!way || bpf_map_lookup_elem(&m6p_out_v1, &view->head.at) != flow) {
+		set_mark(skb, settings, copy.uplink);
 		return PASS;
 	}
 	if (address_link(skb, way))
 		return drop(COUNT_DROP_NO_ROOM);
 	view->head.hop_limit -= 1;
-	if (flow->mode == MODE_EXTHDR && skb->gso_size) {
-		set_mark(skb, settings, flow->uplink);
+	if (copy.mode == MODE_EXTHDR && skb->gso_size) {
+		set_mark(skb, settings, copy.uplink);
 		count(COUNT_EXPRESS);
-		return split(skb, link_octets, settings, view, flow);
+		return split(skb, link_octets, settings, view, &copy);
 	}
-	verdict = rewrite(skb, link_octets, view, flow);
+	verdict = rewrite(skb, link_octets, view, &copy);
 	return verdict == PASS ? express(skb, settings, way) : verdict;
 }
 
