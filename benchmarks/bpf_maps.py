@@ -1,19 +1,22 @@
-"""What the kernel's maps cost from Python: installing, re-homing, reading and keeping flows.
+"""What the flows of many contexts cost in the kernel's maps: installing, re-homing, keeping them.
 
-    python benchmarks/bpf_maps.py [--json FILE] [--quick] [--runs N] [--flows N]
+    python benchmarks/bpf_maps.py [--json FILE] [--quick] [--runs N] [--flows N] [--many N]
 
-Root; no network. A flow is one entry in the map of outbound packets and one in that of tags.
-Each round makes new maps, fills them, changes every entry as a re-homing of all flows does,
-reads all back, copies them as an upgrade does, and removes them.
+Root; no network. The data plane's own way from the engine's effects to entries: in slices, as
+the daemon's loop does it. Each round makes new maps, installs all flows, moves all of them to
+the second uplink, reads all back, copies them as an upgrade does, and removes them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
+from benchmarks.harness.contexts import NUMBERS, building_s, context_flows
 from benchmarks.harness.rounds import (
     Goal,
     Outcome,
@@ -24,24 +27,35 @@ from benchmarks.harness.rounds import (
     run_script,
     tell,
 )
+from m6proxy.daemon.collector import set_up_collector
+from m6proxy.dataplane.bpf import layout
 from m6proxy.dataplane.bpf.features import try_programs
+from m6proxy.dataplane.bpf.flowmaps import FlowMaps
 from m6proxy.dataplane.bpf.load import BpfObject, create_map, read_object
 from m6proxy.dataplane.bpf.maps import Map
+from m6proxy.dataplane.bpf.plane import FLUSHED_IN_A_TURN
+from m6proxy.dataplane.bpf.site import sizes
+from m6proxy.shim.demux import DemuxMode
+from m6proxy.shim.effects import InstallFlow
 
 GOAL_FLOWS = 100_000
 GOAL_REHOMING_S = 1.0
+MANY = 1_000_000
 SINGLE = 20_000
-FLOW_MAPS = ("m6p_out_v1", "m6p_tag_v1")
+COUNTED_IN_PYTHON = 10_000
+BUILT = 3000
+FLOW_MAPS = (layout.OUT, layout.TAG, layout.PAIR, layout.SENT)
+MODES = (DemuxMode.DSTOPT, DemuxMode.FLOWLABEL)
+"""The usual one, and the one with the most entries."""
 
 
-def flow_maps(source: BpfObject, flows: int) -> list[Map]:
-    """Return new maps for so many flows."""
-    return [create_map(replace(source.maps[name], max_entries=flows)) for name in FLOW_MAPS]
-
-
-def keys_of(one: Map, flows: int) -> list[bytes]:
-    """Return as many different keys as there are flows."""
-    return [number.to_bytes(one.spec.key_size, "big") for number in range(flows)]
+def new_maps(source: BpfObject, flows: int) -> dict[str, Map]:
+    """Return the maps of a site with so many contexts."""
+    entries = sizes(flows)
+    return {
+        name: create_map(replace(source.maps[name], max_entries=entries.get(name, flows)))
+        for name in (*FLOW_MAPS, layout.MISSES, layout.ACTIVE)
+    }
 
 
 def seconds(act: Callable[[], object]) -> float:
@@ -49,6 +63,17 @@ def seconds(act: Callable[[], object]) -> float:
     start_s = time.perf_counter()
     act()
     return time.perf_counter() - start_s
+
+
+def apply(kernel: FlowMaps, flows: Iterable[InstallFlow], *, remove: bool = False) -> list[float]:
+    """Bring effects into the maps in the loop's slices; seconds of each, making them left out."""
+    found = []
+    following = iter(flows)
+    while part := list(islice(following, FLUSHED_IN_A_TURN)):
+        found.append(
+            seconds(lambda: kernel.apply({one.ulids: None if remove else one for one in part}))
+        )
+    return found
 
 
 def kernel_octets(one: Map) -> int:
@@ -59,45 +84,62 @@ def kernel_octets(one: Map) -> int:
     return 0
 
 
-def round_of(source: BpfObject, flows: int) -> dict[str, float]:
+def round_of(source: BpfObject, flows: int, mode: DemuxMode) -> dict[str, float]:
     """One round; returns seconds by what was done, and octets per flow."""
-    maps = flow_maps(source, flows)
+    maps = new_maps(source, flows)
+    kernel = FlowMaps(maps, NUMBERS)
     found: dict[str, float] = {}
-    keys = [keys_of(one, flows) for one in maps]
-    old = [[b"\x01" * one.spec.value_size] * flows for one in maps]
-    new = [[b"\x02" * one.spec.value_size] * flows for one in maps]
-
-    def write(values: list[list[bytes]]) -> None:
-        for one, places, entries in zip(maps, keys, values, strict=True):
-            assert one.update_batch(places, entries) == []
-
-    empty = sum(map(kernel_octets, maps))
-    found["install"] = seconds(lambda: write(old))
-    found["octets"] = (sum(map(kernel_octets, maps)) - empty) / flows
-    found["rehome"] = seconds(lambda: write(new))
-    found["read"] = seconds(lambda: [list(one.items()) for one in maps])
-    first, places = maps[0], keys[0][:SINGLE]
-    value = old[0][0]
-
-    def write_singly() -> None:
-        for key in places:
-            first.update(key, value)
-
-    found["single"] = seconds(write_singly) / len(places)
-    copies = flow_maps(source, flows)
-
-    def copy() -> None:
-        for one, other in zip(maps, copies, strict=True):
-            entries = list(one.items())
-            other.update_batch([key for key, _ in entries], [value for _, value in entries])
-
-    found["copy"] = seconds(copy)
-    found["remove"] = seconds(
-        lambda: [one.delete_batch(places) for one, places in zip(maps, keys, strict=True)]
-    )
-    for one in (*maps, *copies):
+    empty = {name: kernel_octets(maps[name]) for name in FLOW_MAPS}
+    found["install"] = sum(apply(kernel, context_flows(flows, mode, moved=False)))
+    moved = list(context_flows(flows, mode, moved=True))
+    cpu_ns = time.thread_time_ns()
+    slices = apply(kernel, moved)
+    found["cpu"] = (time.thread_time_ns() - cpu_ns) / 1e9
+    found["rehome"], found["slice"] = sum(slices), max(slices)
+    assert len(kernel) == flows and not kernel.is_full
+    for name in FLOW_MAPS:
+        found[name] = (kernel_octets(maps[name]) - empty[name]) / flows
+    found[layout.ACTIVE] = kernel_octets(maps[layout.ACTIVE]) / flows
+    copy = create_map(maps[layout.OUT].spec)
+    entries = list(maps[layout.OUT].items())
+    found["read"] = seconds(lambda: list(maps[layout.OUT].items()))
+    keys, values = [key for key, _ in entries], [value for _, value in entries]
+    found["copy"] = found["read"] + seconds(lambda: copy.update_batch(keys, values))
+    found["single"] = seconds(lambda: _write_singly(copy, entries[:SINGLE])) / min(flows, SINGLE)
+    found["remove"] = sum(apply(kernel, moved, remove=True))
+    for one in (*maps.values(), copy):
         one.close()
     return found
+
+
+def _write_singly(one: Map, entries: list[tuple[bytes, bytes]]) -> None:
+    for key, value in entries:
+        one.update(key, value)
+
+
+def python_octets(source: BpfObject) -> float:
+    """What Python keeps of a flow: the effect, shared with the engine, and where it is found."""
+    maps = new_maps(source, COUNTED_IN_PYTHON)
+    kernel = FlowMaps(maps, NUMBERS)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    apply(kernel, context_flows(COUNTED_IN_PYTHON, MODES[0], moved=True))
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    for one in maps.values():
+        one.close()
+    return grown / COUNTED_IN_PYTHON
+
+
+def install_many(source: BpfObject, flows: int) -> float:
+    """Seconds in which so many flows are installed."""
+    maps = new_maps(source, flows)
+    kernel = FlowMaps(maps, NUMBERS)
+    spent_s = sum(apply(kernel, context_flows(flows, MODES[0], moved=True)))
+    assert len(kernel) == flows and not kernel.is_full
+    for one in maps.values():
+        one.close()
+    return spent_s
 
 
 def main() -> int:
@@ -105,41 +147,76 @@ def main() -> int:
     parser = options(__doc__.split("\n", 1)[0] if __doc__ else "")
     parser.add_argument("--runs", type=int, default=5, help="rounds")
     parser.add_argument("--flows", type=int, default=GOAL_FLOWS, help="flows in the maps")
+    parser.add_argument("--many", type=int, default=MANY, help="flows that are installed once")
     arguments = parser.parse_args()
-    flows = 1000 if arguments.quick else arguments.flows
+    if arguments.quick:
+        arguments.flows, arguments.many, arguments.runs = 1000, 5000, 1
+    set_up_collector()
     source = read_object()
-    rounds = []
-    loads = []
-    for number in range(1 if arguments.quick else arguments.runs):
-        rounds.append(round_of(source, flows))
+    rounds: dict[DemuxMode, list[dict[str, float]]] = {mode: [] for mode in MODES}
+    loads, built = [], []
+    for number in range(arguments.runs):
+        for mode in MODES:
+            rounds[mode].append(round_of(source, arguments.flows, mode))
+            told = {name: round(value, 4) for name, value in rounds[mode][-1].items()}
+            progress(("round", number + 1, mode.name, told))
+        built.append(building_s(arguments.flows if arguments.quick else BUILT))
         loads.append(seconds(lambda: try_programs(source)))
-        progress(("round", number + 1, {k: round(v, 4) for k, v in rounds[-1].items()}))
+    many_s = install_many(source, arguments.many)
+    outcome = _outcome(arguments.flows, arguments.many, rounds, (built, loads, many_s))
+    outcome.series.append(Series("Python's memory of a flow", "octets", (python_octets(source),)))
+    return tell(outcome, arguments)
+
+
+def _outcome(
+    flows: int,
+    many: int,
+    rounds: dict[DemuxMode, list[dict[str, float]]],
+    others: tuple[list[float], list[float], float],
+) -> Outcome:
+    built, loads, many_s = others
+    scale = GOAL_FLOWS / flows
+    usual, most = (rounds[mode] for mode in MODES)
+
+    def of(found: list[dict[str, float]], name: str, label: str, unit: str, by: float) -> Series:
+        return Series(label, unit, tuple(one[name] * by for one in found))
 
     def rate(name: str, label: str) -> Series:
-        return Series(label, "flows/s", tuple(flows / found[name] for found in rounds))
+        return Series(label, "flows/s", tuple(flows / one[name] for one in usual))
 
-    def plain(name: str, label: str, unit: str, factor: float = 1) -> Series:
-        return Series(label, unit, tuple(found[name] * factor for found in rounds))
-
-    rehoming = plain("rehome", f"{GOAL_FLOWS:,} flows re-homed", "s", GOAL_FLOWS / flows)
-    outcome = Outcome(
-        f"Kernel maps from Python, {flows:,} flows of two entries",
-        [
-            rate("install", "installed in batches"),
-            rate("rehome", "re-homed in batches"),
-            rate("read", "read back"),
-            rate("copy", "copied to a newer layout"),
-            rate("remove", "removed in batches"),
-            Series("changed singly", "entries/s", tuple(1 / found["single"] for found in rounds)),
-            plain("octets", "kernel memory of a flow", "octets"),
-            Series("all programs verified and loaded", "s", tuple(loads)),
+    series, goals = [], []
+    for mode, found in rounds.items():
+        label = f"{GOAL_FLOWS:,} flows re-homed, {mode.name.lower()}"
+        rehoming = of(found, "rehome", label, "s", scale)
+        goals.append(Goal(rehoming, GOAL_REHOMING_S, at_least=False))
+        with_building = tuple(
+            (one["rehome"] + each * flows) * scale for one, each in zip(found, built, strict=True)
+        )
+        series += [
             rehoming,
-        ],
-        [Goal(rehoming, GOAL_REHOMING_S, at_least=False)],
-        [f"one thread of Python; {machine()}"],
-        {"flows": flows, "rounds": len(rounds)},
-    )
-    return tell(outcome, arguments)
+            of(found, "cpu", "  CPU of that", "s", scale),
+            Series("  with the engine's effects", "s", with_building),
+            of(found, "slice", f"  the longest {FLUSHED_IN_A_TURN:,}", "ms", 1e3),
+        ]
+    series += [
+        Series(f"{many:,} flows installed", "s", (many_s,)),
+        rate("install", "installed"),
+        rate("remove", "removed"),
+        rate("read", "read back, map of outbound entries"),
+        rate("copy", "copied to a newer layout, the same"),
+        Series("changed singly", "entries/s", tuple(1 / one["single"] for one in usual)),
+        Series("all programs verified and loaded", "s", tuple(loads)),
+    ]
+    for mode, found in rounds.items():
+        held = (layout.ACTIVE, *(n for n in FLOW_MAPS if any(one[n] for one in found)))
+        total = tuple(sum(one[name] for name in held) for one in found)
+        label = f"kernel memory of a flow, {mode.name.lower()}"
+        series.append(Series(label, "octets", total))
+        series += [of(found, name, f"  {name}", "octets", 1) for name in held]
+    outcome = Outcome(f"Flows in the kernel's maps, {flows:,} contexts", series, goals)
+    outcome.limits = [f"one thread of Python; {machine()}"]
+    outcome.settings = {"flows": flows, "rounds": len(most), "many": many}
+    return outcome
 
 
 if __name__ == "__main__":

@@ -68,7 +68,24 @@ def test_scale(tmp_path: Path) -> None:
 @pytest.mark.netns
 def test_bpf_maps(tmp_path: Path) -> None:
     medians = _medians(_run("bpf_maps", tmp_path / "found.json"))
-    assert medians["kernel memory of a flow"] > 32 + 56 + 8 + 168  # keys and values
+    out, tag, pair = 32 + 56, 8 + 168, 32 + 40  # keys and values
+    assert medians["kernel memory of a flow, dstopt"] > 64 + out + 2 * tag + pair
+    assert medians["Python's memory of a flow"] > 100
+
+
+@pytest.mark.netns
+def test_restart(tmp_path: Path) -> None:
+    """Nothing is lost, and so a series of zeros is right here."""
+    file = tmp_path / "found.json"
+    with _start("restart", "--json", str(file)) as child:
+        _, words = child.communicate(timeout=DEADLINE_S)
+    assert child.returncode == 0, words
+    assert not _left_by(child.pid)
+    found = json.loads(file.read_text())
+    assert all(goal["reached"] for goal in found["goals"]) and len(found["goals"]) == 2
+    medians = _medians(found)
+    for kind in ("sender's gateway", "receiver's gateway"):
+        assert medians[f"{kind}: sent"] == medians[f"{kind}: received"] > 1000
 
 
 @pytest.mark.netns

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from benchmarks.harness.namespaces import run
 from m6proxy.cli.control import ask
@@ -65,7 +65,7 @@ class Line:
         self._children: list[subprocess.Popen[bytes]] = []
         self.folder = Path()
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="m6b-"))
         try:
             self._build()
@@ -200,7 +200,7 @@ class Proxied(Line):
         self._serve_names()
         for site, (_, gateway) in SITES.items():
             self.daemons[site] = self.start_daemon(site, gateway)
-        self._until("the daemons are ready", lambda: all(map(self._answers, SITES)))
+        self._until("the daemons are ready", lambda: all(map(self.is_ready, SITES)))
         if not self._moved:
             return
         self._until("both ends have a context", self._established)
@@ -244,7 +244,8 @@ class Proxied(Line):
         found: list[dict[str, Any]] = ask(self.control(site), "/v1/contexts")
         return found
 
-    def _answers(self, site: str) -> bool:
+    def is_ready(self, site: str) -> bool:
+        """Whether a daemon answers questions. Raises SetupError when it ended."""
         if self.daemons[site].poll() is not None:
             log = next(self.folder.glob(f"{SITES[site][1]}-python*.log"))
             raise SetupError(f"the daemon of {site} ended: {log.read_text()[-400:]}")

@@ -62,7 +62,7 @@ class BpfSite:
         self.source = source or read_object()
         """What the programs are made from."""
         self._installation: Installation = install(
-            self.source, folder, max_entries=_sizes(wanted.max_contexts)
+            self.source, folder, max_entries=sizes(wanted.max_contexts)
         )
         self.maps: Mapping[str, Map] = self._installation.maps
         self.numbers = {one.name: number for number, one in enumerate(wanted.uplinks, start=1)}
@@ -200,7 +200,8 @@ def _site_prefix(uplink: BpfUplink, flags: int = 0) -> SitePrefix:
     return SitePrefix(uplink.prefix, flags, uplink.marks)
 
 
-def _sizes(contexts: int) -> dict[str, int]:
+def sizes(contexts: int) -> dict[str, int]:
+    """Entries of each map, by name, for so many contexts."""
     return {
         layout.OUT: contexts,
         layout.PAIR: contexts,
