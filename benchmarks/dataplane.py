@@ -26,8 +26,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pyroute2 import Ethtool
-
 from benchmarks.harness.line import DISCARD_PORT, HOSTS, MACS, Line, Proxied, Routed, Translated
 from benchmarks.harness.rounds import (
     Goal,
@@ -39,6 +37,7 @@ from benchmarks.harness.rounds import (
     ratio,
     run_script,
 )
+from m6proxy.dataplane.offloads import GSO, TSO, switch_offloads
 from m6proxy.errors import SetupError
 from m6proxy.names import address
 from m6proxy.wire.checksum import upper_checksum
@@ -173,11 +172,7 @@ def tcp(line: Line, target: str, window_s: float) -> float:
 
 def switch_segmentation_off(interface: str) -> None:
     """TSO and GSO of an interface in this namespace; run by the script inside a host."""
-    with Ethtool() as ethtool:
-        features = ethtool.get_features(interface)
-        for name in ("tx-tcp6-segmentation", "tx-generic-segmentation"):
-            features.features[name].enable = False
-        ethtool.set_features(interface, features)
+    switch_offloads(interface, dict.fromkeys((*TSO, GSO), False))
 
 
 def prepare_hosts(line: Line, variant: Variant) -> None:

@@ -10,11 +10,13 @@ from dataclasses import replace
 
 from m6proxy.daemon.config import Config
 from m6proxy.daemon.express import interfaces
+from m6proxy.dataplane.bpf import auxiliary
 from m6proxy.dataplane.bpf.features import Offer, probe, try_programs
 from m6proxy.dataplane.bpf.load import BpfObject, read_object
 from m6proxy.dataplane.offloads import harms, read_offloads
 from m6proxy.discovery.addressing import MapKind
 from m6proxy.errors import SetupError
+from m6proxy.shim.demux import DemuxMode
 from m6proxy.steering.bystanders import look_once
 from m6proxy.steering.checks import Finding, Level
 
@@ -35,6 +37,8 @@ def check_fast_path(
         is_in_kernel = findings[-1].detail.startswith("bpf")
         if is_in_kernel:
             findings.append(_express(config))
+        if is_in_kernel and DemuxMode.EXTHDR in config.demux:
+            findings += _large_packets(offer)
     elif config.fast_path == "bpf":
         findings[-1] = replace(findings[-1], level=Level.FAILURE)
     if not offer.jit:
@@ -107,6 +111,15 @@ def _express(config: Config) -> Finding:
     return Finding(
         what, Level.OK, f"off, packets go the ordinary way, because of {'; '.join(in_the_way)}"
     )
+
+
+def _large_packets(offer: Offer) -> Iterator[Finding]:
+    """Mode exthdr needs a veth pair of ours for them."""
+    why = auxiliary.obstacle() if offer.veth else "the kernel has no veth driver"
+    if why:
+        remedy = "modprobe veth" if not offer.veth else "rename that interface"
+        detail = f"those in mode exthdr go through Python: {why}"
+        yield Finding("large packets", Level.WARNING, detail, remedy)
 
 
 def _offloads(interface: str, config: Config, *, is_in_kernel: bool) -> Iterator[Finding]:

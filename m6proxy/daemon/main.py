@@ -146,6 +146,8 @@ class Daemon:
         set_up_collector()
         if self._bpf is not None and (adopted := self._loop.adopt(self._bpf.inherit())):
             self._journal.note("contexts taken over", f"{adopted} from the kernel")
+        if self._fast.site is not None and self._fast.site.heritage:
+            self._journal.note("maps copied", self._fast.site.heritage)
         self._loop.start()
         self._control.starting = True
         await self._control.start()

@@ -17,13 +17,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pyroute2 import Ethtool
 
 from m6proxy.shim.demux import DemuxMode
+
+TSO: Final = (
+    "tx-tcp6-segmentation",
+    "tx-tcp-segmentation",
+    "tx-tcp-ecn-segmentation",
+    "tx-tcp-accecn-segmentation",
+    "tx-tcp-mangleid-segmentation",
+)
+GSO: Final = "tx-generic-segmentation"
+GRO: Final = "rx-gro"
+LRO: Final = "rx-lro"
+CHECKSUM: Final = ("tx-checksum-ipv6", "tx-checksum-ip-generic")
+"""Offloads by the kernel's names, as ``ethtool -k`` knows them."""
 
 _NETWORK = Path("/sys/class/net")
 _EXTENSIONS_RESPECTED = (6, 12)
@@ -64,11 +78,24 @@ def read_offloads(interface: str, network: Path = _NETWORK) -> Offloads | None:
     return Offloads(
         interface,
         _is_card(network / interface / "device"),
-        gro="rx-gro" in on,
-        lro="rx-lro" in on,
-        tso="tx-tcp6-segmentation" in on,
-        checksum_ipv6="tx-checksum-ipv6" in on,
+        gro=GRO in on,
+        lro=LRO in on,
+        tso=TSO[0] in on,
+        checksum_ipv6=CHECKSUM[0] in on,
     )
+
+
+def switch_offloads(interface: str, wanted: Mapping[str, bool]) -> None:
+    """Switch offloads by name, and leave out those that the interface does not have.
+
+    Raises OSError or NetlinkError. Not in a thread with a running event loop.
+    """
+    with Ethtool() as ethtool:
+        features = ethtool.get_features(interface)
+        for name, enable in wanted.items():
+            if name in features.features:
+                features.features[name].enable = enable
+        ethtool.set_features(interface, features)
 
 
 def harms(

@@ -18,7 +18,7 @@ from m6proxy.discovery.addressing import MapKind
 from m6proxy.shim.demux import DemuxMode
 from tests.steering.namespaces import Namespaces, inside, run_line
 
-ALL = Offer("", True, True, True, True, True, True, True)
+ALL = Offer("", True, True, True, True, True, True, True, True)
 MODES = (DemuxMode.FLOWLABEL, DemuxMode.EXTHDR)
 TEXT = """\
 site: alpha.example
@@ -179,3 +179,19 @@ def test_the_probes_leave_nothing() -> None:
     with Namespaces() as namespaces, inside(namespaces.add("p")):
         assert probe() == probe()
         assert "clsact" not in run_line("tc qdisc show dev lo")
+
+
+@pytest.mark.netns
+def test_without_a_veth_pair_large_packets_in_mode_exthdr_are_slow(config: Config) -> None:
+    assert not [line for line in said(config, ALL) if "large packets" in line]
+    lines = said(config, replace(ALL, veth=False))
+    (line,) = [line for line in lines if "large packets" in line]
+    assert line.startswith("warn large packets: those in mode exthdr go through Python: ")
+    assert line.endswith("modprobe veth")
+    assert "without veth" in lines[0]
+    with Namespaces() as namespaces:
+        name = namespaces.add("taken")
+        run_line(f"ip -n {name} link add m6p-split type bridge")
+        with inside(name):
+            (line,) = [line for line in said(config, ALL) if "large packets" in line]
+    assert "an interface that is not ours has the name m6p-split" in line

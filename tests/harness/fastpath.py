@@ -5,8 +5,6 @@ Nothing listens on a queue there: what the programs leave to Python goes on as i
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import os
 import socket
 import struct
@@ -29,6 +27,7 @@ from m6proxy.dataplane.bpf.layout import (
     SitePrefix,
 )
 from m6proxy.dataplane.bpf.load import Loaded, load, read_object
+from m6proxy.dataplane.offloads import switch_offloads
 from m6proxy.lab.build import Lab
 from m6proxy.lab.plan import SOURCE_TABLE
 from m6proxy.lab.topology import Site
@@ -41,10 +40,7 @@ SHIFT: Final = 24
 LAN: Final = "lan0"
 MTU: Final = 1500
 INGRESS, EGRESS = 46, 47
-TX, RX, TSO, GSO, GRO = 0x17, 0x15, 0x1F, 0x24, 0x2C
-"""Offloads that can be switched, by the command that switches them."""
 LABEL_MASK: Final = 0xFFFFF
-_SIOCETHTOOL: Final = 0x8946
 
 
 class FastGateway:
@@ -157,10 +153,7 @@ def fast(lab: Lab, *sites: Site, with_auxiliary: bool = True) -> Iterator[tuple[
             gateway.close()
 
 
-def offload(lab: Lab, node: str, interface: str, *commands: int, on: bool) -> None:
+def offload(lab: Lab, node: str, interface: str, *names: str, on: bool) -> None:
     """Switch offloads of an interface."""
-    with inside(lab.namespace(node)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for command in commands:
-            setting = ctypes.create_string_buffer(struct.pack("=II", command, on))
-            request = struct.pack("=16sQ16x", interface.encode(), ctypes.addressof(setting))
-            fcntl.ioctl(asking, _SIOCETHTOOL, request)
+    with inside(lab.namespace(node)):
+        switch_offloads(interface, dict.fromkeys(names, on))

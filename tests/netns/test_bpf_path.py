@@ -15,20 +15,12 @@ from itertools import pairwise
 import pytest
 
 from m6proxy.dataplane.bpf.layout import Counter, Mode
+from m6proxy.dataplane.offloads import CHECKSUM, GRO, GSO, TSO
 from m6proxy.lab.build import Lab
 from m6proxy.lab.topology import ALPHA, BETA
 from m6proxy.names import LocatorPair, UlidPair, address
 from m6proxy.shim.forward import GROWTH_OCTETS, SEGMENT_OCTETS
-from tests.harness.fastpath import (
-    GRO,
-    GSO,
-    MTU,
-    TSO,
-    TX,
-    FastGateway,
-    fast,
-    offload,
-)
+from tests.harness.fastpath import MTU, FastGateway, fast, offload
 from tests.harness.gateway import A1, A1_ISP2, B1, B1_ISP2, listening, program, restore_rules
 from tests.harness.netns import plain_lab as plain_lab
 from tests.harness.netns import run_in
@@ -83,7 +75,7 @@ def like_a_wire(lab: Lab) -> None:
     """No packet is larger than a wire carries, its checksum is there, and gateways aggregate."""
     for provider in PROVIDERS:
         for interface in ("core", "cust"):
-            offload(lab, provider, interface, TX, TSO, GSO, on=False)
+            offload(lab, provider, interface, *CHECKSUM, *TSO, GSO, on=False)
     for gateway in ("agw", "bgw"):
         offload(lab, gateway, "wan2", GRO, on=True)
 

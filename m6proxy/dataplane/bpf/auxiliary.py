@@ -3,26 +3,23 @@
 The kernel cannot segment a packet with a shim header, nor put segments with one together. So
 large packets go into one end, whose peer gets them segmented (``split_in``); and restored TCP
 packets go into the other end, whose peer gets them aggregated (``regroup_in``). Nothing else
-ever uses the pair: it has no addresses, and IPv6 is switched off on it.
+ever uses the pair: it has no addresses, and IPv6 is switched off on it. Without it large
+packets in that mode go through Python.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import socket
-import struct
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pyroute2 import IPRoute, NetlinkError
 
+from m6proxy.dataplane.offloads import GRO, GSO, TSO, switch_offloads
 from m6proxy.errors import SetupError
 
 NAMES: Final = ("m6p-split", "m6p-regroup")
-_SIOCETHTOOL: Final = 0x8946
-_SET_TSO, _SET_GSO, _SET_GRO = 0x1F, 0x24, 0x2C
 _SETTINGS: Final = Path("/proc/sys/net/ipv6/conf")
 
 
@@ -40,40 +37,58 @@ def ensure() -> Auxiliary:
     """Make the pair in this namespace, or take over a predecessor's. Raises SetupError."""
     try:
         with IPRoute() as route:
-            if not all(route.link_lookup(ifname=name) for name in NAMES):
-                _remove(route)
+            pair = _found(route)
+            if pair is None:
                 route.link("add", ifname=NAMES[0], kind="veth", peer={"ifname": NAMES[1]})
-            split, regroup = (route.link_lookup(ifname=name)[0] for name in NAMES)
-            for name, aggregates in zip(NAMES, (1, 0), strict=True):
+                pair = _found(route)
+            assert pair is not None
+            for name, aggregates in zip(NAMES, (True, False), strict=True):
                 (_SETTINGS / name / "disable_ipv6").write_text("1")
-                _set(name, _SET_TSO, 0)
-                _set(name, _SET_GSO, 0)
-                _set(name, _SET_GRO, aggregates)
-            for index in (split, regroup):
+                switch_offloads(name, {**dict.fromkeys((*TSO, GSO), False), GRO: aggregates})
+            for index in (pair.split, pair.regroup):
                 route.link("set", index=index, state="up")
     except (NetlinkError, OSError) as refused:
         raise SetupError(
             f"the veth pair {' and '.join(NAMES)} cannot be set up: {refused}; "
             "run as root, with the kernel's veth driver"
         ) from None
-    return Auxiliary(split, regroup)
+    return pair
+
+
+def obstacle() -> str:
+    """Why the pair could not be made in this namespace, as far as its names tell, or ""."""
+    try:
+        with IPRoute() as route:
+            _found(route)
+    except SetupError as taken:
+        return str(taken)
+    return ""
 
 
 def remove() -> None:
-    """Take the pair away; no fault when there is none."""
-    with IPRoute() as route:
-        _remove(route)
+    """Take the pair away; no fault when there is none, or somebody else has the names."""
+    with contextlib.suppress(SetupError), IPRoute() as route:
+        pair = _found(route)
+        if pair is not None:
+            route.link("del", index=pair.split)
 
 
-def _remove(route: IPRoute) -> None:
-    for name in NAMES:
-        for index in route.link_lookup(ifname=name):
-            route.link("del", index=index)
+def _found(route: IPRoute) -> Auxiliary | None:
+    """The pair, or None. Raises SetupError when one of the names is somebody else's."""
+    found = [next(iter(route.link_lookup(ifname=name)), 0) for name in NAMES]
+    if not any(found):
+        return None
+    for index, other in zip(found, reversed(found), strict=True):
+        if not index or not _is_veth(route, index, other):
+            raise SetupError(
+                f"an interface that is not ours has the name {' or '.join(NAMES)}; rename it"
+            )
+    return Auxiliary(*found)
 
 
-def _set(interface: str, command: int, value: int) -> None:
-    """Switch an offload (struct ethtool_value); raises OSError."""
-    setting = ctypes.create_string_buffer(struct.pack("=II", command, value))
-    request = struct.pack("=16sQ16x", interface.encode(), ctypes.addressof(setting))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        fcntl.ioctl(asking, _SIOCETHTOOL, request)
+def _is_veth(route: IPRoute, index: int, peer: int) -> bool:
+    (link,) = route.get_links(index)
+    kind = (link.get_attr("IFLA_LINKINFO") or {}).get("attrs", ())
+    return ("IFLA_INFO_KIND", "veth") in [tuple(each) for each in kind] and (
+        link.get_attr("IFLA_LINK") == peer
+    )

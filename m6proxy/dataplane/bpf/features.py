@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,8 @@ class Offer:
     """Arrays that are read without a system call."""
     bpffs: bool = False
     """A place where programs and maps outlive the daemon."""
+    veth: bool = False
+    """Interfaces in which large packets of mode exthdr are segmented."""
     jit: bool = True
     """Programs run as machine code."""
 
@@ -59,6 +63,7 @@ class Offer:
             "ring buffer": self.ring_buffer,
             "mmapable arrays": self.mmapable,
             "bpffs": self.bpffs,
+            "veth": self.veth,
         }
 
     @property
@@ -81,12 +86,13 @@ def probe() -> Offer:
     return Offer(
         "",
         tcx=tcx_works(),
-        clsact=_clsact_works(),
+        clsact=_in_a_namespace(_filter_is_taken),
         xdp=_loads(ProgramKind.XDP),
         btf=_VMLINUX_BTF.exists(),
         ring_buffer=_creates(MapSpec("m6p_probe", MapKind.RINGBUF, 0, 0, _RING_OCTETS)),
         mmapable=_creates(MapSpec("m6p_probe", MapKind.ARRAY, 4, 8, 1, MapFlag.MMAPABLE)),
         bpffs="bpf" in _FILE_SYSTEMS.read_text().split(),
+        veth=_in_a_namespace(_veth_is_made),
         jit=not _JIT.exists() or _JIT.read_text().strip() != "0",
     )
 
@@ -127,26 +133,33 @@ def _loads(kind: ProgramKind) -> bool:
     return True
 
 
-def _clsact_works() -> bool:
-    """Put a filter on the loopback of a network namespace that ends with this thread."""
-    works: list[bool] = []
-    thread = threading.Thread(target=lambda: works.append(_filter_is_taken()))
+def _in_a_namespace(works: Callable[[], bool]) -> bool:
+    """Try it in a network namespace that ends with this thread."""
+    found: list[bool] = []
+
+    def act() -> None:
+        with contextlib.suppress(OSError, NetlinkError):
+            found.append(not _libc.unshare(_CLONE_NEWNET) and works())
+
+    thread = threading.Thread(target=act)
     thread.start()
     thread.join()
-    return works == [True]
+    return found == [True]
 
 
 def _filter_is_taken() -> bool:
-    if _libc.unshare(_CLONE_NEWNET):
-        return False
+    """On the loopback interface."""
+    program = syscall.prog_load(ProgramKind.SCHED_CLS, _RETURN_2, b"GPL", "m6p_probe")[0]
     try:
-        program = syscall.prog_load(ProgramKind.SCHED_CLS, _RETURN_2, b"GPL", "m6p_probe")[0]
-        try:
-            with IPRoute() as route:
-                ensure_clsact(route, LOOPBACK_INDEX)
-                add_filter(route, program, "m6p_probe", LOOPBACK_INDEX, Side.INGRESS)
-        finally:
-            os.close(program)
-    except (OSError, NetlinkError):
-        return False
+        with IPRoute() as route:
+            ensure_clsact(route, LOOPBACK_INDEX)
+            add_filter(route, program, "m6p_probe", LOOPBACK_INDEX, Side.INGRESS)
+    finally:
+        os.close(program)
+    return True
+
+
+def _veth_is_made() -> bool:
+    with IPRoute() as route:
+        route.link("add", ifname="m6p0", kind="veth", peer={"ifname": "m6p1"})
     return True

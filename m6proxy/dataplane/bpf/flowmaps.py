@@ -8,7 +8,7 @@ others leave.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import Final
 
@@ -17,9 +17,9 @@ from m6proxy.dataplane.bpf.entries import (
     ORDER,
     Left,
     Place,
+    Written,
     differs_outbound_alone,
     each_entry,
-    entries,
     out_value,
     sent_key,
     slot_value,
@@ -41,7 +41,7 @@ class _Batch:
     def __init__(self) -> None:
         self.writes: dict[str, tuple[list[bytes], list[bytes], list[UlidPair]]] = {}
         """Keys, values, and whose they are."""
-        self._gone: dict[Place, None] = {}
+        self._removes: dict[str, list[bytes]] = {}
 
     def write(self, name: str, key: bytes, value: bytes, pair: UlidPair) -> None:
         if name not in self.writes:
@@ -52,14 +52,18 @@ class _Batch:
         pairs.append(pair)
 
     def remove(self, name: str, key: bytes) -> None:
-        self._gone[Place(name, key)] = None
+        self._removes.setdefault(name, []).append(key)
 
-    def gone(self) -> list[Place]:
-        """What is removed and not written by another flow."""
-        if not self._gone:
-            return []
-        written = {name: set(keys) for name, (keys, _, _) in self.writes.items()}
-        return [each for each in self._gone if each.key not in written.get(each.map, ())]
+    def gone(self) -> dict[str, list[bytes]]:
+        """The keys that are removed and not written by another flow."""
+        written = {name: set(keys) for name, (keys, _, _) in self.writes.items()
+                   if name in self._removes}  # fmt: skip
+        if not written:
+            return self._removes
+        return {
+            name: [key for key in keys if key not in written.get(name, ())]
+            for name, keys in self._removes.items()
+        }
 
 
 class FlowMaps:
@@ -108,7 +112,10 @@ class FlowMaps:
         for key, value in self._maps[layout.MISSES].items():
             if Miss.unpack(value).flags & MissFlag.SLOW:
                 left.stray.append(Place(layout.MISSES, key))
-        self._delete(left.stray)
+        stray = _Batch()
+        for name, key in left.stray:
+            stray.remove(name, key)
+        self._delete(stray.gone())
         self._inherited = left.by_pair
         for of_flow in left.by_pair.values():
             for name, key in of_flow:
@@ -159,7 +166,7 @@ class FlowMaps:
         return True
 
     def _replaced(self, batch: _Batch, pair: UlidPair, flow: InstallFlow | None) -> None:
-        old = self._take_out(pair)
+        old = {(name, key): value for name, key, value in self._take_out(pair)}
         new = each_entry(flow, self._numbers) if flow is not None else []
         if flow is not None and not new:
             self._leave_out(pair, flow)
@@ -167,18 +174,21 @@ class FlowMaps:
             self._installed[pair] = flow
         for name, key, value in new:
             self._count(name, key, 1)
-            if not old or old.pop(Place(name, key), None) != value:
+            if old.pop((name, key), None) != value:
                 batch.write(name, key, value, pair)
-        for place in old:
-            batch.remove(*place)
+        for name, key in old:
+            batch.remove(name, key)
 
-    def _take_out(self, pair: UlidPair) -> dict[Place, bytes]:
+    def _take_out(self, pair: UlidPair) -> list[Written]:
+        """Forget a flow, and return the entries that it has."""
         self._left_out.pop(pair, None)
         flow = self._installed.pop(pair, None)
-        old = self._inherited.pop(pair, {})
+        inherited = self._inherited.pop(pair, {})
         if flow is not None:
-            old = entries(flow, self._numbers)
-        for name, key in old:
+            old = each_entry(flow, self._numbers)
+        else:
+            old = [(name, key, value) for (name, key), value in inherited.items()]
+        for name, key, _ in old:
             self._count(name, key, -1)
         return old
 
@@ -202,17 +212,17 @@ class FlowMaps:
         if again is None:
             return
         pairs = dict.fromkeys(pair for _, _, pairs in again.writes.values() for pair in pairs)
+        whole = _Batch()
         for pair in pairs:
             flow = self._installed[pair]
-            self._delete(list(self._take_out(pair)))
+            for name, key, _ in self._take_out(pair):
+                whole.remove(name, key)
             self._leave_out(pair, flow)
+        self._delete(whole.gone())
 
-    def _delete(self, places: Iterable[Place]) -> None:
-        keys: dict[str, list[bytes]] = {}
-        for name, key in places:
-            keys.setdefault(name, []).append(key)
+    def _delete(self, keys: Mapping[str, list[bytes]]) -> None:
         for name in reversed(ORDER):
-            if name in keys:
+            if keys.get(name):
                 self._maps[name].delete_batch(keys[name])
 
     def _count(self, name: str, key: bytes, step: int) -> None:

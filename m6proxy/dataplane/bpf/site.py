@@ -11,17 +11,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
+import structlog
+
 from m6proxy.dataplane.bpf import auxiliary, layout
 from m6proxy.dataplane.bpf.auxiliary import Auxiliary
 from m6proxy.dataplane.bpf.layout import PrefixFlag, Settings, SettingsFlag, SitePrefix
 from m6proxy.dataplane.bpf.links import Side
 from m6proxy.dataplane.bpf.load import BpfObject, read_object
 from m6proxy.dataplane.bpf.maps import Map
+from m6proxy.dataplane.bpf.migrations import MIGRATIONS
 from m6proxy.dataplane.bpf.takeover import Installation, install
 from m6proxy.dataplane.bpf.trial import Interface, KernelTrial
+from m6proxy.errors import SetupError
 from m6proxy.names import Address, Prefix
 from m6proxy.shim.activity import OVERDUE_S, QUIET_S
 from m6proxy.shim.policy import EstablishPolicy
+
+_log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 _NS: Final = 1_000_000_000
@@ -62,7 +68,11 @@ class BpfSite:
         self.source = source or read_object()
         """What the programs are made from."""
         self._installation: Installation = install(
-            self.source, folder, max_entries=sizes(wanted.max_contexts)
+            self.source,
+            folder,
+            programs=self._needed(),
+            max_entries=sizes(wanted.max_contexts),
+            migrations=MIGRATIONS,
         )
         self.maps: Mapping[str, Map] = self._installation.maps
         self.numbers = {one.name: number for number, one in enumerate(wanted.uplinks, start=1)}
@@ -71,6 +81,13 @@ class BpfSite:
         self._written: Settings | None = None
         self._generation = 0
         self._auxiliary: Auxiliary | None = None
+        self._why_alone = ""
+        """Why there is no auxiliary pair."""
+
+    @property
+    def heritage(self) -> str:
+        """Which maps of a predecessor had to be copied, for people; "" if none."""
+        return str(self._installation.heritage)
 
     @property
     def sorts_flows(self) -> bool:
@@ -88,18 +105,15 @@ class BpfSite:
         return _apart(self._attach)
 
     def _attach(self) -> list[str]:
-        if self._auxiliary is None:
-            self._auxiliary = pair = auxiliary.ensure()
-            self._installation.attach("regroup_in", pair.split, Side.INGRESS)
-            self._installation.attach("split_in", pair.regroup, Side.INGRESS)
         lines = []
+        if self._auxiliary is None:
+            lines += self._attach_auxiliary()
         for name, side, program in self._places():
             index = _index(name)
             if index and self._attached.get((name, side)) != index:
-                suffix = "" if _link_address(name) is not None else "_l3"
-                if f"{program}{suffix}" not in self._installation.programs:
+                if _variant(program, name) not in self.source.programs:
                     continue  # it would have nothing to do there
-                self._installation.attach(f"{program}{suffix}", index, side)
+                self._installation.attach(_variant(program, name), index, side)
                 self._attached[name, side] = index
                 lines.append(f"{name} ({side.value})")
         if lines:
@@ -115,6 +129,20 @@ class BpfSite:
                 words = "1 program or filter" if count == 1 else f"{count} programs or filters"
                 lines += [f"tc: {words} at the ingress of {name}"] if count else []
         return lines
+
+    def _attach_auxiliary(self) -> list[str]:
+        """Without the pair large packets in mode exthdr go through Python, and all else is well."""
+        try:
+            pair = auxiliary.ensure()
+            self._installation.attach("regroup_in", pair.split, Side.INGRESS)
+            self._installation.attach("split_in", pair.regroup, Side.INGRESS)
+        except SetupError as refused:
+            if str(refused) != self._why_alone:
+                self._why_alone = str(refused)
+                _log.warning("large packets in mode exthdr go through Python", why=str(refused))
+            return []
+        self._auxiliary = pair
+        return [" and ".join(auxiliary.NAMES)]
 
     def settings_with(self, down: frozenset[str]) -> Settings:
         """The settings while these uplinks are down: who sends from there needs Python."""
@@ -160,6 +188,11 @@ class BpfSite:
         if self._auxiliary is not None:
             _apart(auxiliary.remove)
             self._auxiliary = None
+
+    def _needed(self) -> set[str]:
+        """The programs of the interfaces that are there, and of Ethernet for those that are not."""
+        wanted = {_variant(program, name) for name, _, program in self._places()}
+        return (wanted | {"split_in", "regroup_in"}) & set(self.source.programs)
 
     def _places(self) -> list[tuple[str, Side, str]]:
         uplinks = dict.fromkeys(one.interface for one in self._wanted.uplinks)
@@ -209,6 +242,13 @@ def sizes(contexts: int) -> dict[str, int]:
         layout.ACTIVE: contexts,
         layout.TAG: contexts * _MODES_MAX,
     }
+
+
+def _variant(program: str, interface: str) -> str:
+    """The program that reads packets as the interface has them."""
+    if _index(interface) and _link_address(interface) is None:
+        return f"{program}_l3"
+    return program
 
 
 def _index(interface: str) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +41,7 @@ _INDEXED = {MapKind.ARRAY, MapKind.PERCPU_ARRAY}
 
 @dataclass(frozen=True, slots=True)
 class Heritage:
-    """What came from a predecessor."""
+    """What came from a predecessor; ``str`` is a line for people, "" if nothing was changed."""
 
     taken_over: tuple[str, ...] = ()
     """Maps that are the predecessor's own."""
@@ -52,6 +52,12 @@ class Heritage:
     forgotten: tuple[str, ...] = ()
     """Predecessor's maps of which we do not know how to make ours."""
 
+    def __str__(self) -> str:
+        told = [f"{name} with {count:,} entries" for name, count in self.copied]
+        told += [f"{self.left_out:,} entries left out"] if self.left_out else []
+        told += [f"{name} not" for name in self.forgotten]
+        return ", ".join(told)
+
 
 class Installation:
     """A site's maps and programs in the kernel, for as long as this process holds the folder."""
@@ -60,24 +66,36 @@ class Installation:
         self,
         folder: PinFolder,
         attachments: Attachments,
+        source: BpfObject,
         maps: dict[str, Map],
-        programs: dict[str, Program],
         heritage: Heritage,
     ) -> None:
         self.maps = maps
-        self.programs = programs
         self.heritage = heritage
         self.is_lasting = folder.is_lasting
         """Whether all this outlives us: a successor can take over."""
         self._folder = folder
         self._attachments = attachments
+        self._source = source
+        self._programs: dict[str, Program] = {}
+
+    def load(self, *programs: str) -> None:
+        """Give programs to the verifier, which takes its time, if they are not loaded yet.
+
+        Raises SetupError.
+        """
+        for name in programs:
+            if name not in self._programs:
+                alone = replace(self._source, programs={name: self._source.programs[name]})
+                self._programs |= load(alone, given=self.maps).programs
 
     def attach(self, program: str, interface_index: int, side: Side) -> bool:
         """Let a program see an interface's packets; tell whether it replaced a predecessor's.
 
         Raises SetupError.
         """
-        return self._attachments.attach(self.programs[program], interface_index, side)
+        self.load(program)
+        return self._attachments.attach(self._programs[program], interface_index, side)
 
     def detach(self, interface_index: int, side: Side) -> None:
         """Take the program off; no fault if the interface is gone."""
@@ -113,7 +131,7 @@ class Installation:
         return self._folder.is_held
 
     def _close(self) -> None:
-        for program in self.programs.values():
+        for program in self._programs.values():
             program.close()
         for each in self.maps.values():
             each.close()
@@ -123,12 +141,14 @@ def install(
     source: BpfObject,
     path: Path,
     *,
+    programs: Collection[str] | None = None,
     max_entries: Mapping[str, int] | None = None,
     migrations: Migrations | None = None,
     use_tcx: bool | None = None,
 ) -> Installation:
     """Claim the site's folder, take over or make the maps, load the programs; attach nothing yet.
 
+    ``programs`` are those that are loaded now, all if None; the others are when they are attached.
     ``max_entries`` replaces what the object says; ``use_tcx`` is the kernel's to say if None.
     Raises SetupError; what a predecessor left is then still there (``remove_leftovers``).
     """
@@ -141,11 +161,12 @@ def install(
             entries = (max_entries or {}).get(spec.name, spec.max_entries)
             maps[spec.name] = heir.obtain(replace(spec, max_entries=entries))
             undo.callback(maps[spec.name].close)
-        loaded = load(source, given=maps)
+        with_tcx = tcx_works() if use_tcx is None else use_tcx
+        attachments = TcxLinks(folder) if with_tcx else ClsactFilters(folder)
+        installation = Installation(folder, attachments, source, maps, heir.heritage())
+        installation.load(*(source.programs if programs is None else programs))
         undo.pop_all()
-    with_tcx = tcx_works() if use_tcx is None else use_tcx
-    attachments = TcxLinks(folder) if with_tcx else ClsactFilters(folder)
-    return Installation(folder, attachments, loaded.maps, loaded.programs, heir.heritage())
+    return installation
 
 
 def remove_leftovers(path: Path) -> None:
