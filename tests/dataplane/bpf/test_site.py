@@ -54,11 +54,11 @@ def test_only_what_the_interfaces_need_is_loaded(namespace: str, tmp_path: Path)
     site = BpfSite(SETTINGS, tmp_path / "bpf" / "site")
     try:
         installation = site._installation
-        ethernet = {"lan_in", "uplink_in", "uplink_out", "split_in", "regroup_in"}
+        ethernet = {"lan_in", "lan_out", "uplink_in", "uplink_out", "split_in", "regroup_in"}
         assert set(installation._programs) == ethernet | {"uplink_in_l3", "uplink_out_l3"}
         assert set(site.attach()) == {
-            "m6p-split and m6p-regroup", "lan0 (in)", "wan1 (in)", "wan1 (out)", "wan2 (in)",
-            "wan2 (out)",
+            "m6p-split and m6p-regroup", "lan0 (in)", "lan0 (out)", "wan1 (in)",
+            "wan1 (out)", "wan2 (in)", "wan2 (out)",
         }  # fmt: skip
         assert site.attach() == []
     finally:

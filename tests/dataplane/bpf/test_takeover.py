@@ -80,7 +80,7 @@ def test_only_who_stands_behind_our_program_is_counted(
                 words = "protocol ipv6 prio 139 u32 match u32 0 0"
                 run_line(f"tc filter add dev wan0 ingress {words}")
                 assert installed.behind(index, Side.INGRESS) == 0, "it sees packets before us"
-            program = installed.programs["count_all_again"].descriptor
+            program = installed._programs["count_all_again"].descriptor
             other = syscall.link_create(program, index, 46) if use_tcx else None
             assert installed.behind(index, Side.INGRESS) == (1 if use_tcx else 0)
             if use_tcx:
