@@ -80,6 +80,13 @@ def begin(core: Core, context: Context, now: float) -> None:
     _sleep(core, context, context.failback, now)
 
 
+def resume(core: Core, context: Context, now: float) -> None:
+    """An end was away and is back: what answered before says nothing about now."""
+    if context.failback is not None:
+        context.failback.start_again()
+        _sleep(core, context, context.failback, now)
+
+
 def expire(core: Core, context: Context, now: float) -> None:
     """Send the next probe when it is due; an answer that did not come by now is none."""
     failback = context.failback

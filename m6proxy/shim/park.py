@@ -5,6 +5,9 @@
     handle_ack      <- Update Ack      <-                   (how long it will wait)
     end             -> Update Request  ->  take_up          (the set as ever)
 
+One request is about as many contexts with one gateway as fit it (``scope``): it names them, and so
+does the acknowledgement.
+
 A parked context is found by tags and by its pair, but not by the packet path's tables: what
 hosts send for it is dropped here, and its reachability rests. Either end may be away, or both;
 ``Parking`` says who. docs/wire.md has the octets.
@@ -15,9 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from m6proxy.names import LocatorPair
+from m6proxy.errors import PeerViolation
+from m6proxy.names import LocatorPair, Tag
 from m6proxy.reasons import Reason
-from m6proxy.shim import activity, flows, icmp, lifecycle, reap, update
+from m6proxy.shim import activity, flows, icmp, lifecycle, reap, scope, update
 from m6proxy.shim.context import Context, Parking, PendingUpdate
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import SendPacket, What
@@ -26,9 +30,18 @@ from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.timers import NEVER, PARK_GRACE_S, PARK_QUIET_S, PARK_SENT_MAX
 from m6proxy.shim.transitions import Input, State
 from m6proxy.wire.ipv6 import NEXT_TCP, upper_layer
-from m6proxy.wire.message import Keepalive, Probe, UpdateAck, UpdateRequest, find
-from m6proxy.wire.options import LocatorList, ParkTime
+from m6proxy.wire.message import (
+    MAX_MESSAGE_OCTETS,
+    Keepalive,
+    Probe,
+    UpdateAck,
+    UpdateRequest,
+    find,
+)
+from m6proxy.wire.options import LocatorList, Option, ParkTime, Scope
 
+NAMED_MAX: Final = (MAX_MESSAGE_OCTETS - 16 - 16 - 8 - 16) // 12
+"""So many contexts fit beside an Update Request's fields, an empty list, a time and the scope's."""
 TELL_AGAIN_S: Final = 1.0
 """How often the hosts of one context are told that the peer cannot be reached."""
 _SYN_AT: Final = 13
@@ -61,10 +74,14 @@ class Away:
 def begin(core: Core, until_s: float, now: float) -> None:
     """Park every context whose peer understands it, and tell that peer; again: a new time."""
     core.away_until_s = until_s
+    groups: dict[scope.Gateways | Context, list[Context]] = {}
     for context in core.contexts:
         if context.state is State.ESTABLISHED and context.peer_features & Feature.PARK:
             _rest(core, context, now)
-            _tell_away(core, context, core.pace.take(now), now)
+            groups.setdefault(scope.gateways_of(context) or context, []).append(context)
+    for group in groups.values():
+        for first in range(0, len(group), NAMED_MAX):
+            _tell_together(core, group[first : first + NAMED_MAX], core.pace.take(now), now)
     core.wake()
 
 
@@ -106,18 +123,34 @@ def away(core: Core) -> Away | None:
 
 
 def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> bool:
-    """Tell whether an acknowledgement was to our going away; then take it in."""
+    """Tell whether an acknowledgement was to our going away; then take it in.
+
+    Of a question about several contexts those that it does not name are asked by themselves.
+    """
     pending, parking, answer = context.update, context.parking, find(message.options, ParkTime)
     if pending is None or parking is None or not parking.local or answer is None:
         return False
     request = pending.request
     if request.request_nonce != message.request_nonce or find(request.options, ParkTime) is None:
         return False
-    context.update = None
-    parking.granted_s = float(answer.seconds)
-    said = f"the peer waits {answer.seconds} s" if answer.seconds else "the peer will not wait"
-    core.report(What.PARKED, context.outbound_key, said)
+    about = find(message.options, Scope)
+    agreed = frozenset(about.tags if about is not None else ())
+    for other in pending.named or (context,):
+        waiting = other.update
+        if waiting is None or waiting.request is not request or other.parking is None:
+            continue
+        if other is context or (other.local_tag, other.peer_tag) in agreed:
+            _note_granted(core, other, other.parking, answer.seconds)
+        else:
+            _tell_away(core, other, core.pace.take(now), now)
     return True
+
+
+def _note_granted(core: Core, context: Context, parking: Parking, granted_s: int) -> None:
+    context.update = None
+    parking.granted_s = float(granted_s)
+    said = f"the peer waits {granted_s} s" if granted_s else "the peer will not wait"
+    core.report(What.PARKED, context.outbound_key, said)
 
 
 # --- the peer goes away ----------------------------------------------------------------
@@ -142,16 +175,37 @@ def handle_request(
     """Wait for the peer, as long as policy allows, and say how long that is.
 
     The empty list is not taken in: the context goes on with the set as it was, when it goes on.
+    A peer can ask for several contexts at once. Raises PeerViolation when it does so too often.
     """
     if context.state is not State.ESTABLISHED:
         return
     granted_s = min(asked.seconds, int(core.settings.park_max_s))
+    about = find(message.options, Scope) if context.peer_features & Feature.SCOPE else None
+    agreed: list[tuple[Tag, Tag]] = []
+    if about is not None:
+        if not core.requests_limit.allow(route.peer, now):
+            raise PeerViolation(Reason.RATE_LIMITED, "too many requests from this prefix")
+        for tags in scope.named_in(about):
+            other = scope.addressed(core, tags, route.peer)
+            if other is not None and other.peer_features & Feature.PARK:
+                agreed.append(tags)
+                if other is not context:
+                    _wait_for(core, other, granted_s, now)
+    _wait_for(core, context, granted_s, now)
+    options: tuple[Option, ...] = (ParkTime(granted_s),)
+    if agreed:
+        options = (Scope(0, 0, (), scope.mirrored(agreed)), *options)
+    core.send(UpdateAck(context.peer_tag, message.request_nonce, options), route)
+
+
+def _wait_for(core: Core, context: Context, granted_s: int, now: float) -> None:
     if granted_s:
         parking = _rest(core, context, now)
         parking.peer_until_s = now + granted_s + PARK_GRACE_S
         parking.peer_since_s = now
-        core.report(What.PARKED, context.outbound_key, f"the peer is away for up to {granted_s} s")
-    core.send(UpdateAck(context.peer_tag, message.request_nonce, (ParkTime(granted_s),)), route)
+        core.rearm(context)
+        said = f"the peer is away for up to {granted_s} s"
+        core.report(What.PARKED, context.outbound_key, said)
 
 
 def handle_message(
@@ -246,25 +300,58 @@ def expire(core: Core, context: Context, now: float) -> None:
         lifecycle.remove(core, context, Input.PARK_OVER, now)
         return
     pending = context.update
+    if pending is not None and pending.named == () and now >= pending.timeout_due_s:
+        _tell_away(core, context, core.pace.take(now), now, retries=PARK_SENT_MAX - 1)
+        return
     if pending is not None and parking.local and pending.retries >= PARK_SENT_MAX:
         pending.timeout_due_s = NEVER
     update.expire(core, context, now)
     core.rearm(context)
 
 
-def _tell_away(core: Core, context: Context, due_s: float, now: float) -> None:
+def _tell_together(core: Core, named: list[Context], due_s: float, now: float) -> None:
+    """Ask one gateway about several contexts; each asks once by itself when no answer comes."""
+    carrier = scope.carrier_of(core, named)
+    if len(named) == 1:
+        _tell_away(core, carrier, due_s, now)
+        return
+    request = _request(core, carrier, (Scope(0, 0, (), scope.tags_of(named)),), now)
+    alone_s = scope.alone_due_s(core, now)
+    for context in named:
+        _ask(context, request, alone_s, named=())
+        core.rearm(context)
+    _ask(carrier, request, due_s, named=tuple(named))
+    update.expire(core, carrier, now)
+    core.rearm(carrier)
+
+
+def _tell_away(core: Core, context: Context, due_s: float, now: float, *, retries: int = 0) -> None:
+    """Ask for one context; ``retries`` is how often its peer was asked already."""
+    _ask(context, _request(core, context, (), now), due_s).retries = retries
+    update.expire(core, context, now)
+    core.rearm(context)
+
+
+def _request(core: Core, carrier: Context, about: tuple[Option, ...], now: float) -> UpdateRequest:
     asked_s = max(1, int(core.away_until_s - now))
-    options = (LocatorList(core.entropy.nonce(), (), ()), ParkTime(asked_s))
-    request = UpdateRequest(context.peer_tag, core.entropy.nonce(), options)
+    options = (LocatorList(core.entropy.nonce(), (), ()), *about, ParkTime(asked_s))
+    return UpdateRequest(carrier.peer_tag, core.entropy.nonce(), options)
+
+
+def _ask(
+    context: Context,
+    request: UpdateRequest,
+    due_s: float,
+    named: tuple[Context, ...] | None = None,
+) -> PendingUpdate:
     pending = context.update
     if pending is not None and find(pending.request.options, ParkTime) is None:
         context.told_set = None  # nobody knows whether the peer took in what was on its way
     if context.parking is not None:
         context.parking.granted_s = None
-    context.update = PendingUpdate(request, context.told_set)
+    context.update = PendingUpdate(request, context.told_set, named)
     context.update.timeout_due_s = due_s
-    update.expire(core, context, now)
-    core.rearm(context)
+    return context.update
 
 
 def _rest(core: Core, context: Context, now: float) -> Parking:

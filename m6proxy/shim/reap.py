@@ -246,6 +246,7 @@ def rest(context: Context) -> None:
 
 def resume(core: Core, context: Context, now: float) -> None:
     """The end is back: what the hosts sent meanwhile and TCP waits for goes out once more."""
+    failback.resume(core, context, now)
     if context.held is not None:
         repeat_held(core, context, now)
         context.held.until_s = now + context.send_timeout_s

@@ -11,6 +11,7 @@ that the acknowledgement does not name, or that has none in time, gets an Update
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from m6proxy.errors import PeerViolation
@@ -34,38 +35,54 @@ _FIXED_OCTETS: Final = 16 + 4 + 12
 """An Update Request, and the head and fixed fields of the option."""
 _PREFIX_OCTETS: Final = 20
 _TAGS_OCTETS: Final = 12
-_ANSWERED_MAX: Final = (MAX_MESSAGE_OCTETS - _FIXED_OCTETS) // _TAGS_OCTETS
-"""An acknowledgement has no room for more; a request that comes may be longer than one of ours."""
+_ANSWERED_MAX: Final = (MAX_MESSAGE_OCTETS - _FIXED_OCTETS - 8) // _TAGS_OCTETS
+"""An acknowledgement has no room for more, beside a park time; a request that comes may be longer
+than one of ours."""
 
 
-class Key(NamedTuple):
-    """Contexts with equal ones can be told in one message."""
+class Gateways(NamedTuple):
+    """Contexts with equal ones are between the same two gateways."""
 
     local_site: bytes
-    base_generation: int
-    """Of our list as the peer has it."""
-    generation: int
-    """Of our list as it is now."""
     domain: str
     """The peer's name without its first label."""
     peer_sites: tuple[bytes, ...]
     """Where the peer's proved locators are."""
 
 
+class Key(NamedTuple):
+    """Contexts with equal ones can be told in one message."""
+
+    base_generation: int
+    """Of our list as the peer has it."""
+    generation: int
+    """Of our list as it is now."""
+    gateways: Gateways
+
+
 def key_of(context: Context) -> Key | None:
-    """With whom a context can be told that our set changed; None: it is told by itself.
+    """With whom a context can be told that our set changed; None: it is told by itself."""
+    base, current = context.told_set, context.local_set
+    if (
+        base is None
+        or base.generation == current.generation
+        or base.locators != current.locators
+        or (gateways := gateways_of(context)) is None
+    ):
+        return None
+    return Key(base.generation, current.generation, gateways)
+
+
+def gateways_of(context: Context) -> Gateways | None:
+    """Whose contexts one message of ours can be about; None: the context has its own messages.
 
     Two contexts have one gateway at the other end when the locators that are proved lie in the
     same sites, and DNS, which proved them, has the names in one domain.
     """
-    base, current = context.told_set, context.local_set
     if (
-        base is None
-        or not context.peer_features & Feature.SCOPE
+        not context.peer_features & Feature.SCOPE
         or context.state is not State.ESTABLISHED
         or context.peer_name is None
-        or base.generation == current.generation
-        or base.locators != current.locators
     ):
         return None
     domain = context.peer_name.partition(".")[2]
@@ -78,13 +95,8 @@ def key_of(context: Context) -> Key | None:
     if not domain or not by_dns:
         return None
     sites.sort()
-    return Key(
-        current.locators[0][:SITE_OCTETS],
-        base.generation,
-        current.generation,
-        domain,
-        tuple(dict.fromkeys(sites)),
-    )
+    local_site = context.local_set.locators[0][:SITE_OCTETS]
+    return Gateways(local_site, domain, tuple(dict.fromkeys(sites)))
 
 
 def _is_at(context: Context, key: Key) -> bool:
@@ -127,9 +139,9 @@ def tell(core: Core, key: Key, contexts: list[Context], now: float) -> bool:
         for context in named:
             update.announce(core, context, core.pace.take(now), now)
         return False
-    carrier = next((context for context in named if _seems_to_work(core, context)), named[0])
-    request = UpdateRequest(carrier.peer_tag, core.entropy.nonce(), (_scope(core, named),))
-    alone_s = now + ALONE_S * core.entropy.uniform(1.0, 1.5)
+    carrier = carrier_of(core, named)
+    request = UpdateRequest(carrier.peer_tag, core.entropy.nonce(), (_scope(named),))
+    alone_s = alone_due_s(core, now)
     for context in named:
         context.update = PendingUpdate(request, context.local_set, named=())
         context.update.timeout_due_s = alone_s
@@ -137,6 +149,21 @@ def tell(core: Core, key: Key, contexts: list[Context], now: float) -> bool:
     carrier.update = PendingUpdate(request, carrier.local_set, named=tuple(named))
     update.send(core, carrier, now)
     return True
+
+
+def carrier_of(core: Core, named: list[Context]) -> Context:
+    """The context that a message about several goes over: one whose path works, if there is one."""
+    return next((context for context in named if _seems_to_work(core, context)), named[0])
+
+
+def alone_due_s(core: Core, now: float) -> float:
+    """When those that a message was about do without its acknowledgement."""
+    return now + ALONE_S * core.entropy.uniform(1.0, 1.5)
+
+
+def tags_of(named: Iterable[Context]) -> tuple[tuple[Tag, Tag], ...]:
+    """How a message of ours names contexts."""
+    return tuple([(one.peer_tag, one.local_tag) for one in named])
 
 
 def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> bool:
@@ -185,16 +212,10 @@ def handle_request(
     """
     if not core.requests_limit.allow(route.peer, now):
         raise PeerViolation(Reason.RATE_LIMITED, "too many requests from this prefix")
-    named = scope.tags[:_ANSWERED_MAX]
     taken_in = tuple(
-        tags for tags in named if _take_in(core, scope, tags, context, route.peer, now)
+        tags for tags in named_in(scope) if _take_in(core, scope, tags, context, route.peer, now)
     )
-    answer = Scope(
-        scope.base_generation,
-        scope.generation,
-        (),
-        tuple((sender_tag, own_tag) for own_tag, sender_tag in taken_in),
-    )
+    answer = Scope(scope.base_generation, scope.generation, (), mirrored(taken_in))
     core.report(
         What.UPDATED, context.outbound_key, f"{len(taken_in)} of {len(scope.tags)} contexts"
     )
@@ -209,16 +230,8 @@ def _take_in(
     One that has the resulting list already was in a message whose acknowledgement was lost. That
     the message came from a locator stands for a test only in the context that it came over.
     """
-    own_tag, sender_tag = tags
-    context = core.contexts.by_tag.get(own_tag)
-    if (
-        context is None
-        or context.peer_tag != sender_tag
-        or context.state is not State.ESTABLISHED
-        or context.parking is not None
-        or not context.peer_features & Feature.SCOPE
-        or not _is_of_site(context, source)
-    ):
+    context = addressed(core, tags, source)
+    if context is None or context.parking is not None:
         return False
     if context.peer_generation == scope.generation:
         return True
@@ -236,6 +249,31 @@ def _take_in(
     return True
 
 
+def named_in(scope: Scope) -> tuple[tuple[Tag, Tag], ...]:
+    """The contexts that a message is about, as far as an acknowledgement has room for them."""
+    return scope.tags[:_ANSWERED_MAX]
+
+
+def mirrored(tags: Iterable[tuple[Tag, Tag]]) -> tuple[tuple[Tag, Tag], ...]:
+    """The same contexts as the other end names them."""
+    return tuple([(theirs, ours) for ours, theirs in tags])
+
+
+def addressed(core: Core, tags: tuple[Tag, Tag], source: Address) -> Context | None:
+    """The context that somebody at ``source`` names, when both tags and his site are its peer's."""
+    own_tag, sender_tag = tags
+    context = core.contexts.by_tag.get(own_tag)
+    if (
+        context is None
+        or context.peer_tag != sender_tag
+        or context.state is not State.ESTABLISHED
+        or not context.peer_features & Feature.SCOPE
+        or not _is_of_site(context, source)
+    ):
+        return None
+    return context
+
+
 def _is_of_site(context: Context, source: Address) -> bool:
     """The place of §12.4 for a context whose own locator the message did not come from."""
     site = source[:SITE_OCTETS]
@@ -250,12 +288,12 @@ def _seems_to_work(core: Core, context: Context) -> bool:
     return not lost and context.reap_state is ReapState.OPERATIONAL
 
 
-def _scope(core: Core, contexts: list[Context]) -> Scope:
+def _scope(contexts: list[Context]) -> Scope:
     context = contexts[0]
     base = context.told_set.generation if context.told_set is not None else 0
     return Scope(
         base,
         context.local_set.generation,
         context.local_set.by_prefix(),
-        tuple((one.peer_tag, one.local_tag) for one in contexts),
+        tags_of(contexts),
     )

@@ -12,6 +12,7 @@ from m6proxy.shim.core import ShimSettings
 from m6proxy.shim.effects import What
 from m6proxy.shim.features import Feature
 from m6proxy.shim.park import Away
+from m6proxy.shim.policy import FailbackMode
 from m6proxy.shim.timers import NEVER, PARK_GRACE_S, PARK_QUIET_S, PARK_SENT_MAX
 from m6proxy.shim.transitions import ReapState, State
 from m6proxy.shim.verdict import CONSUMED
@@ -439,3 +440,31 @@ def test_an_acknowledgement_of_nothing_changes_nothing() -> None:
     ((_, packet, _),) = find_messages(pair.alpha.sent, UpdateRequest)
     assert pair.inject(pair.beta, packet) is CONSUMED
     assert is_parked(pair.beta)
+
+
+def test_a_quiet_context_ends_in_time_when_its_peer_stays_away() -> None:
+    """Its next deadline was the idle timer's, minutes away, and it was not woken before."""
+    pair = established()
+    pair.run(60.0)
+    park(pair, pair.alpha, 20.0)
+    pair.run(1.0)
+    darken(pair, "a")
+    assert is_parked(pair.beta)
+    pair.run(20.0 + PARK_GRACE_S)
+    assert not list(pair.beta.engine.contexts())
+
+
+def test_the_way_back_to_a_better_pair_begins_anew_after_a_park() -> None:
+    """What was due meanwhile is not due at once, and answers from before do not count."""
+    pair = Pair(adjust=lambda settings: replace(settings, failback=FailbackMode.HARD))
+    pair.establish()
+    pair.cut_provider("a", 1)
+    pair.stream(30.0, both=True)
+    failback = pair.alpha.context.failback
+    assert failback is not None
+    failback.answers = 2
+    park(pair, pair.alpha)
+    pair.run(FOR_S / 2)
+    unpark(pair, pair.alpha)
+    assert failback.answers == 0
+    assert failback.due_s > pair.clock.now

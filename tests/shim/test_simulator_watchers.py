@@ -13,7 +13,7 @@ import pytest
 
 from m6proxy.names import LocatorPair, Tag, UlidPair
 from m6proxy.proof.judge import Proof
-from m6proxy.shim import close, establish, forward, lifecycle, peerset, reap
+from m6proxy.shim import close, establish, forward, lifecycle, park, peerset, reap
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.effects import RemoveFlow
@@ -143,6 +143,16 @@ def flows_not_installed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lifecycle, "InstallFlow", forget)
 
 
+def parked_packets_pass(patch: pytest.MonkeyPatch) -> None:
+    """What a host sends to a peer that is away goes out as it is."""
+    patch.setattr(park, "handle_outbound", lambda *_: None)
+
+
+def timers_run_while_parked(patch: pytest.MonkeyPatch) -> None:
+    """The timers of a context that waits are not stopped."""
+    patch.setattr(reap, "rest", lambda _: None)
+
+
 BREAKS: list[tuple[Break, Invariant]] = [
     (one_tag_for_all, Invariant.TAGS),
     (no_r1bis, Invariant.TAGS),
@@ -160,6 +170,8 @@ BREAKS: list[tuple[Break, Invariant]] = [
     (proofs_pending_for_ever, Invariant.MEMORY),
     (no_wake, Invariant.TIMERS),
     (flows_not_installed, Invariant.ANSWERS),
+    (parked_packets_pass, Invariant.PARKED),
+    (timers_run_while_parked, Invariant.PARKED),
 ]
 
 

@@ -13,6 +13,8 @@ for, each at its longest, one after the other at worst:
                With a provider that stays dead: all the waits of an I2bis and of an I1 that
                follow it, until the end gives up and answers with R1bis
     proof      REPROOF, when a locator could not be proved while DNS was wrong
+    park       the rest of the time for which a site asked its peers to wait, when it lost its
+               state before it could say that it is back, and the peers' patience beyond it
     talk       the conversation's own interval, twice, round trips, and DNS
 
 and all of it on the slower of the two clocks.
@@ -28,10 +30,11 @@ from m6proxy.shim.timers import (
     I2BIS_RETRIES_MAX,
     I2BIS_TIMEOUT_S,
     MAX_PROBE_TIMEOUT_S,
+    PARK_GRACE_S,
     REPROOF_S,
     backoff_s,
 )
-from tests.harness.simulator.schedule import Conversation, Schedule
+from tests.harness.simulator.schedule import Away, Conversation, Schedule
 
 PROBE_SPREAD: Final = 1.1
 EXCHANGE_SPREAD: Final = 1.5
@@ -46,8 +49,11 @@ def recovery_bound_s(schedule: Schedule, talk: Conversation) -> float:
     if schedule.scar:
         exchange_s = _whole_s(I1_TIMEOUT_S, I1_RETRIES_MAX)
         exchange_s += _whole_s(I2BIS_TIMEOUT_S, I2BIS_RETRIES_MAX)
+    away = [step.happening for step in schedule.steps if isinstance(step.happening, Away)]
+    park_s = max((one.for_s + PARK_GRACE_S for one in away), default=0.0)
     return (
         max(end.send_timeout_s for end in ends)
+        + park_s
         + turns * MAX_PROBE_TIMEOUT_S * PROBE_SPREAD
         + exchange_s * EXCHANGE_SPREAD
         + REPROOF_S

@@ -11,9 +11,9 @@ from m6proxy.proof.judge import Proof
 from m6proxy.shim.context import Context
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import Report, What
-from m6proxy.shim.transitions import State
+from m6proxy.shim.transitions import Input, State
 from m6proxy.wire.message import UpdateRequest, parse_message
-from m6proxy.wire.options import LocatorDelta, LocatorList, find
+from m6proxy.wire.options import LocatorDelta, LocatorList, ParkTime, Scope, find
 from tests.harness.simulator import wire
 
 
@@ -70,10 +70,22 @@ class Event(StrEnum):
     HINTED = "an indirect indication that started a test"
     UPDATE_WHOLE = "an Update with a whole list"
     UPDATE_DELTA = "an Update with a difference"
+    TOLD_TOGETHER = "an Update about several contexts"
     RESYNCHRONISED = "a difference refused, and the whole list told"
     RECOVERED = "a context set up again after R1bis"
     CLOSED = "a Close acknowledged"
     PROVED_LATE = "locators proved after the exchange"
+    # a site that goes away
+    PARKED = "a context parked for a peer that is away"
+    PARKED_TOGETHER = "a site that asks a peer to wait for several contexts"
+    GRANTED = "a peer that says how long it waits"
+    PARK_DROPPED = "a packet of a host dropped while an end is away"
+    RESUMED = "a context taken up again"
+    PARK_OVER = "a peer that was away for too long"
+    AWAY_UNTOLD = "a site that went away and forgot it"
+    # what TCP says
+    UNANSWERED = "TCP that repeats itself and so starts a test"
+    ADVISED = "a search ended by TCP's acknowledgement"
 
 
 Census: TypeAlias = "Counter[Event]"
@@ -88,6 +100,7 @@ _WHATS = {
     What.SILENCE: Event.SILENCE,
     What.SHORTENED: Event.SHORTENED,
     What.PROVED: Event.PROVED_LATE,
+    What.RESUMED: Event.RESUMED,
 }
 _STATES = {
     State.NO_SUPPORT.value: Event.NO_SUPPORT,
@@ -106,6 +119,13 @@ def note_report(census: Census, report: Report, contexts: Sequence[Context]) -> 
             _note_state(census, report.detail)
         case What.UPDATED if report.detail.startswith("the peer has another list"):
             census[Event.RESYNCHRONISED] += 1
+        case What.PARKED:
+            granted = report.detail.startswith("the peer waits")
+            census[Event.GRANTED if granted else Event.PARKED] += 1
+        case What.REMOVED:
+            census[Event.PARK_OVER] += report.detail == Input.PARK_OVER.value
+        case What.HINT:
+            census[Event.UNANSWERED] += report.detail.startswith("TCP")
         case What.ESTABLISHED:
             census[Event.STARTED_ELSEWHERE] += any(
                 not context.fii
@@ -131,7 +151,10 @@ def note_sent(census: Census, packet: bytes) -> None:
     elif kind == wire.UPDATE_REQUEST:
         message = parse_message(packet[40:])
         if isinstance(message, UpdateRequest):
-            if find(message.options, LocatorDelta) is not None:
+            away = find(message.options, ParkTime) is not None
+            if find(message.options, Scope) is not None:
+                census[Event.PARKED_TOGETHER if away else Event.TOLD_TOGETHER] += 1
+            elif find(message.options, LocatorDelta) is not None:
                 census[Event.UPDATE_DELTA] += 1
             elif find(message.options, LocatorList) is not None:
                 census[Event.UPDATE_WHOLE] += 1

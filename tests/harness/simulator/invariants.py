@@ -14,6 +14,7 @@ class Invariant(Enum):
     GROUND = "no locator gets data before its proof and its test"
     RATES = "no context sends more often than the RFC allows"
     MEMORY = "when all is idle memory is as at the start"
+    PARKED = "a context that waits for an end is silent, and its packets stay"
     TIMERS = "whatever waits has a deadline, and none passes unnoticed"
     ANSWERS = "what the packet path hands out is what the context says"
 

@@ -19,6 +19,8 @@ PROTOCOLS: Final = (17, 17, 6, 6, 50, 44, 60, 253)
 """UDP, TCP, ESP, a fragment, destination options, and one that nobody knows."""
 MANY_UPLINKS: Final = 58
 """So many locators do not fit an I2 beside a long name (RFC 5533 §5.1)."""
+PARK_MAX_S: Final = 40.0
+"""The longest that a site is away."""
 DETECTIONS: Final = (
     (Detection.CONFIGURATION, Detection.DNS, Detection.I1),
     (Detection.CONFIGURATION, Detection.DNS, Detection.I1),
@@ -151,7 +153,22 @@ class Talk:
     on: bool
 
 
-Happening: TypeAlias = Cut | Mend | Weather | UplinkEvent | Restart | Dns | Talk
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A site says that it is away for so long, on its own clock; it is off the net or not."""
+
+    site: int
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """A site says that it is back, before its time or after."""
+
+    site: int
+
+
+Happening: TypeAlias = Cut | Mend | Weather | UplinkEvent | Restart | Dns | Talk | Away | Back
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +214,7 @@ class _Author:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._random = random.Random(seed)
+        self._apart = random.Random(f"away {seed}")
         self._calm = self._random.random() < 0.3
         """No restarts and a good DNS: contexts live long enough to move often."""
         self._sites: tuple[SiteShape, ...] = ()
@@ -215,6 +233,7 @@ class _Author:
         steps = self._stillbirth(storm_s) if draw.random() < 0.2 else []
         for _ in range(draw.randint(3, 16)):
             steps += self._misfortune(draw.uniform(quiet_s, storm_s), storm_s)
+        steps += self._parks(quiet_s, storm_s)
         steps.sort(key=lambda step: step.at_s)
         scarred = [n for n in range(count) if self._sites[n].uplinks > 1]
         scar = None
@@ -317,6 +336,22 @@ class _Author:
                 steps.append(
                     Step(mended_s + draw.choice((0.0, 3.0)), UplinkEvent(site, uplink, True))
                 )
+        return [step for step in steps if step.at_s < end_s]
+
+    def _parks(self, start_s: float, end_s: float) -> list[Step]:
+        """Sites that go away for a while, off the net or within reach."""
+        draw = self._apart
+        steps: list[Step] = []
+        for _ in range(draw.choice((0, 0, 0, 0, 1, 2))):
+            site, at_s = draw.choice(self._talks).first[0], draw.uniform(start_s, end_s)
+            for_s = draw.choice((5.0, 15.0, PARK_MAX_S))
+            back_s = at_s + for_s * draw.uniform(0.3, 1.7)
+            steps += [Step(at_s, Away(site, for_s)), Step(back_s, Back(site))]
+            if draw.random() < 0.6:
+                for uplink in range(self._sites[site].uplinks):
+                    for way in ("in", "out"):
+                        steps.append(Step(at_s + 1.0, Cut(site, uplink, way)))
+                        steps.append(Step(back_s - 0.5, Mend(site, uplink, way)))
         return [step for step in steps if step.at_s < end_s]
 
     def _places(self, site: int, uplink: int) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ from m6proxy.shim.effects import (
     Report,
     SendPacket,
     Wake,
+    What,
 )
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.locators import Uplink
@@ -81,6 +82,8 @@ class Site:
         self._world = world
         self._seed = seed
         self._now = 0.0
+        self._of_host = False
+        """Whether a host's packet is looked at."""
         self.settings = _settings(number, shape, world.capable() if shape.configured else ())
         self.engine: Engine | None = None
         self.empty: dict[str, int] = {}
@@ -93,6 +96,9 @@ class Site:
         """A fresh engine takes over; nothing is left of the old one."""
         self._seed += 1
         self._world.census[Event.STATE_LOST] += any(c.carries for c in self.contexts())
+        self._world.census[Event.AWAY_UNTOLD] += any(
+            context.parking is not None and context.parking.local for context in self.contexts()
+        )
         self.engine = Engine(self.settings, SeededEntropy(self._seed))
         if self.shape.hashed:
             hosts = range(self.shape.hosts)
@@ -122,7 +128,11 @@ class Site:
         if engine is None:
             self._world.send(self.number, packet)
             return
+        parked = [c for c in self.contexts() if c.parking and c.outbound_key == packet[8:40]]
         verdict = engine.handle_outbound(packet, self.clock(true_s))
+        if any(context.fii == 0 for context in parked):
+            require(verdict is Reason.PARKED, Invariant.PARKED, "a packet while an end is away")
+            self._world.census[Event.PARK_DROPPED] += 1
         if verdict is None:
             self._world.send(self.number, packet)
         elif isinstance(verdict, bytes):
@@ -145,8 +155,10 @@ class Site:
             self.ground.note_received(packet)
             if wire.type_of(packet) in (wire.CLOSE, wire.CLOSE_ACK):
                 self._closed_s[wire.named_tag(packet)] = self.clock(true_s)
+        self._of_host = not shim or wire.is_payload(packet)
         verdict = engine.handle_inbound(packet, self.clock(true_s))
         sent = self._settle(engine, own=False) if engine.outbox else []
+        self._of_host = False
         few = sum(map(_is_control, sent)) <= ANSWERS_MAX
         require(few, Invariant.RATES, "too many answers to one packet")
         if verdict is None:
@@ -169,6 +181,8 @@ class Site:
         if deadline_s - now < 1e-6:
             now = self._now = max(now, deadline_s)
             for _ in range(AT_ONCE_MAX):
+                if 0.0 < engine._core.away_until_s <= now:
+                    self.rates.note_uplink(now)  # it is back by itself, and says so
                 engine.handle_timer(now)
                 self._settle(engine, own=True)
                 after_s = engine.next_deadline()
@@ -184,6 +198,22 @@ class Site:
             now = self.clock(true_s)
             self.rates.note_uplink(now)
             self.engine.handle_uplink(_name(uplink), up=up, mtu=1500, now=now)
+            self._settle(self.engine, own=True)
+
+    def park(self, true_s: float, for_s: float) -> None:
+        """The site says that it goes away."""
+        if self.engine is not None:
+            now = self.clock(true_s)
+            self.rates.note_uplink(now)
+            self.engine.park(for_s, now)
+            self._settle(self.engine, own=True)
+
+    def unpark(self, true_s: float) -> None:
+        """The site says that it is back."""
+        if self.engine is not None:
+            now = self.clock(true_s)
+            self.rates.note_uplink(now)
+            self.engine.unpark(now)
             self._settle(self.engine, own=True)
 
     def close_all(self, true_s: float) -> None:
@@ -267,6 +297,10 @@ class Site:
         if _is_control(packet):
             self.ground.note_sent(packet)
             census.note_sent(self._world.census, packet)
+            if wire.type_of(packet) in (wire.KEEPALIVE, wire.PROBE):
+                tag = wire.named_tag(packet)
+                parked = any(c.parking is not None for c in self.contexts() if c.peer_tag == tag)
+                require(not parked, Invariant.PARKED, "a test of a parked context")
             if own:
                 self.rates.note_own(packet, self._now)
             return
@@ -287,7 +321,8 @@ class Site:
         census.note_data(self._world.census, users[0], rewritten)
 
     def _note(self, report: Report) -> None:
-        contexts = [c for c in self.contexts() if c.outbound_key == b"".join(report.pair)]
+        contexts = [c for c in self.contexts() if c.outbound_key == report.key]
+        self._world.census[Event.ADVISED] += self._of_host and report.what is What.OPERATIONAL
         census.note_report(self._world.census, report, contexts)
 
     def _check_refused(self, packet: bytes, reason: Reason, sent: list[bytes]) -> None:

@@ -75,7 +75,22 @@ def check_timers(engine: Engine, now: float) -> None:
     require(to_come, Invariant.TIMERS, "a deadline without a wake")
     for context in engine.contexts():
         require(context.state is not State.IDLE, Invariant.TIMERS, "a context in IDLE")
+        if context.parking is not None:
+            check_parked(engine, context, now)
         require(deadline_s is not None, Invariant.TIMERS, "a context without a timer")
+
+
+def check_parked(engine: Engine, context: Context, now: float) -> None:
+    """Somebody is away, and not for longer than was granted; nothing is tested meanwhile."""
+    parking = context.parking
+    assert parking is not None
+    due_s = parking.peer_until_s
+    require(parking.local or due_s, Invariant.PARKED, "a context parked by nobody")
+    at_home = parking.local and engine.away is None
+    require(not at_home, Invariant.PARKED, "a context parked by a site that is here")
+    require(not due_s or due_s > now - 1e-6, Invariant.PARKED, "a park that never ends")
+    timers = (context.send_due_s, context.keepalive_due_s, context.exploration)
+    require(not any(timers), Invariant.PARKED, "a test while an end is away")
 
 
 def check_idle(engine: Engine, before: Mapping[str, int]) -> None:

@@ -18,7 +18,7 @@ from m6proxy.names import Address, Prefix, Tag
 from m6proxy.shim.context import Context
 from m6proxy.shim.timers import ICMP_HOLDDOWN_S
 from m6proxy.shim.transitions import State
-from m6proxy.wire.ipv6 import NEXT_ICMPV6, build_packet
+from m6proxy.wire.ipv6 import NEXT_ICMPV6, NEXT_TCP, build_packet
 from tests.harness.packets import icmp_error
 from tests.harness.simulator import wire
 from tests.harness.simulator.bound import recovery_bound_s
@@ -28,6 +28,8 @@ from tests.harness.simulator.network import LATENCY_S, Network, Place
 from tests.harness.simulator.resolver import Resolver
 from tests.harness.simulator.schedule import (
     Answers,
+    Away,
+    Back,
     Conversation,
     Cut,
     Dns,
@@ -51,18 +53,40 @@ REST_S: Final = 2 * ICMP_HOLDDOWN_S
 """Longer than any hold-down, idle timer and exchange one after the other."""
 ORDERLY_S: Final = 1.0
 _DRIFT_S: Final = 1.0
+_SEGMENT_OCTETS: Final = 8
+_PATIENCE_S: Final = 1.0
+"""So long TCP waits here for an acknowledgement."""
+_SERVER_PORT: Final = (80).to_bytes(2)
 _SYN: Final = 0x02
 _ACK: Final = 0x10
 
 
 class _Direction:
-    """One way of a conversation."""
+    """One way of a conversation. For TCP: what its sender has sent and heard of."""
 
-    __slots__ = ("expected", "heard_s", "packet_head", "recovered_s", "sender", "steady_s")
+    __slots__ = (
+        "acknowledged",
+        "expected",
+        "got",
+        "heard_s",
+        "packet_head",
+        "ports",
+        "recovered_s",
+        "sender",
+        "steady_s",
+        "unanswered",
+    )
 
-    def __init__(self, sender: int, source: Address, destination: Address) -> None:
+    def __init__(self, sender: int, source: Address, destination: Address, ports: bytes) -> None:
         self.sender = sender
         self.packet_head = (source, destination)
+        self.ports = ports
+        """Source and destination port, 4 octets."""
+        self.unanswered: list[tuple[int, float]] = []
+        """Sequence numbers that nobody acknowledged, each with when it was sent first."""
+        self.got = 0
+        """How far the receiver has come: it keeps what comes out of order."""
+        self.acknowledged = 0
         self.heard_s = -1.0
         """When the last packet was sent that has arrived."""
         self.steady_s: float | None = None
@@ -129,6 +153,7 @@ class World:
         self._resolver.behave(Answers.RIGHT)
         self._silent = [False] * len(self._silent)
         for site in self.sites:
+            site.unpark(self.now)
             for uplink in range(site.shape.uplinks):
                 if (site.number, uplink) != self.schedule.scar:
                     site.uplink_event(uplink, self.now, up=True)
@@ -324,6 +349,10 @@ class World:
                 self._restart(self.sites[site], orderly=orderly)
             case Dns(answers):
                 self._resolver.behave(answers)
+            case Away(site, for_s):
+                self.sites[site].park(self.now, for_s)
+            case Back(site):
+                self.sites[site].unpark(self.now)
             case Talk(number, on):
                 self._silent[number] = not on
 
@@ -351,18 +380,34 @@ class World:
                 return
             if not self._silent[number]:
                 for way, back in zip(ways, reversed(ways), strict=True):
-                    opened = way is not back and back.heard_s >= 0
-                    self._host_sends(way, conversation.protocol, opened=opened)
+                    self._host_sends(way, conversation.protocol, None if way is back else back)
             self._at(self.now + conversation.interval_s, talk)
 
         return talk
 
-    def _host_sends(self, way: _Direction, protocol: int, *, opened: bool) -> None:
+    def _host_sends(self, way: _Direction, protocol: int, back: _Direction | None) -> None:
         self._count += 1
-        payload = _payload(protocol, self._count, _ACK if opened else _SYN)
+        if protocol == NEXT_TCP:
+            payload = self._segment(way, back)
+        else:
+            payload = _payload(protocol, self._count)
         packet = build_packet(*way.packet_head, protocol, payload)
         self._sent[packet] = (way, self.now)
         self.sites[way.sender].host_sends(packet, self.now)
+
+    def _segment(self, way: _Direction, back: _Direction | None) -> bytes:
+        """What TCP sends next: what nobody acknowledged for a while once more, or new octets."""
+        heard = back.acknowledged if back is not None else 0
+        way.unanswered = [one for one in way.unanswered if one[0] >= heard]
+        if way.unanswered and self.now >= way.unanswered[0][1] + _PATIENCE_S:
+            sequence = way.unanswered[0][0]
+        else:
+            sequence = way.unanswered[-1][0] + _SEGMENT_OCTETS if way.unanswered else heard
+            way.unanswered.append((sequence, self.now))
+        opened = back is not None and back.heard_s >= 0
+        numbers = sequence.to_bytes(4) + (back.got if back is not None else 0).to_bytes(4)
+        head = way.ports + numbers + bytes((0x50, _ACK if opened else _SYN)) + bytes(6)
+        return head + self._count.to_bytes(_SEGMENT_OCTETS)
 
     def _arrive(self, number: int, packet: bytes) -> None:
         site = self.sites[number]
@@ -390,6 +435,8 @@ class World:
         here = self._site_of(delivered[24:40]) == number
         require(here, Invariant.ADDRESSES, "delivered at another site")
         self._heard(*known)
+        if delivered[6] == NEXT_TCP:
+            _take_segment(known[0], delivered)
 
     def _check_error(self, number: int, error: bytes, *, translated: bool) -> None:
         """An ICMPv6 error for a host: it is about a packet of that host, as the host sent it.
@@ -426,9 +473,11 @@ class World:
 
     def _directions(self, talk: Conversation) -> list[_Direction]:
         first, second = self._ulid(talk.first), self._ulid(talk.second)
-        ways = [_Direction(talk.first[0], first, second)]
+        number = self.schedule.conversations.index(talk)
+        near, far = (4000 + number).to_bytes(2), _SERVER_PORT
+        ways = [_Direction(talk.first[0], first, second, near + far)]
         if talk.both_ways:
-            ways.append(_Direction(talk.second[0], second, first))
+            ways.append(_Direction(talk.second[0], second, first, far + near))
         return ways
 
     def _ulid(self, end: tuple[int, int]) -> Address:
@@ -442,13 +491,17 @@ def _agree(one: Context, other: Context) -> bool:
     return agreed and one.state is other.state is State.ESTABLISHED
 
 
-def _payload(protocol: int, count: int, flags: int) -> bytes:
+def _take_segment(way: _Direction, packet: bytes) -> None:
+    """TCP at the other end: how far the sender came, and what he has of ours."""
+    sequence, acknowledged = int.from_bytes(packet[44:48]), int.from_bytes(packet[48:52])
+    way.got = max(way.got, sequence + _SEGMENT_OCTETS)
+    way.acknowledged = max(way.acknowledged, acknowledged)
+
+
+def _payload(protocol: int, count: int) -> bytes:
     """Octets that no other packet has, with as much of a header as somebody may look at."""
     mark = count.to_bytes(4)
     match protocol:
-        case 6:
-            start = b"\x0f\xa0\x00\x50" + mark + bytes(4)
-            return start + bytes((0x50, flags)) + bytes(6) + b"segment"
         case 44:
             return b"\x11\x00\x00\x00" + mark + b"fragment"
         case 60:
