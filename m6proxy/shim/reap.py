@@ -203,7 +203,7 @@ def suspect(core: Core, context: Context, due_s: float, slot_s: float = NEVER) -
 
 def test_stand_in(core: Core, context: Context, now: float) -> None:
     """A context that began away from its ULIDs never tried what stands in for the peer's."""
-    if not context.carries or context.reap_state is not ReapState.OPERATIONAL:
+    if not context.watched or context.reap_state is not ReapState.OPERATIONAL:
         return
     wire = wire_pair(core, context, context.locators)
     known = context.peer_locator(wire.peer)
@@ -247,6 +247,7 @@ def rest(context: Context) -> None:
 def resume(core: Core, context: Context, now: float) -> None:
     """The end is back: what the hosts sent meanwhile and TCP waits for goes out once more."""
     failback.resume(core, context, now)
+    test_stand_in(core, context, now)  # it may have been proved meanwhile
     if context.held is not None:
         repeat_held(core, context, now)
         context.held.until_s = now + context.send_timeout_s

@@ -10,6 +10,7 @@ from m6proxy.discovery.addressing import PLAIN
 from m6proxy.names import Address, LocatorPair, address, address_text
 from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
+from m6proxy.shim import reap
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.features import Feature
@@ -129,6 +130,23 @@ def test_a_stand_in_gets_no_packet_before_its_proof_and_its_test() -> None:
     assert addresses(wire) == (A1_AT_2, B1) and len(wire) == len(packet) + 8
     assert not any(addresses(sent)[1] == B1_AT_1 for _, sent in pair.wire)
     assert context.demux == "exthdr"
+
+
+def test_a_stand_in_proved_while_the_peer_is_away_is_tested_on_its_return() -> None:
+    """The proof began a test of a context that waits."""
+    pair = one_moved("a")
+    context = pair.alpha.context
+    (stand_in,) = (known for known in context.peer_locators if known.stands_in)
+    stand_in.tested = False
+    pair.beta.engine.park(60.0, pair.clock.now)
+    pair.settle(pair.beta)
+    pair.run(1.0)
+    reap.test_stand_in(pair.alpha.engine._core, context, pair.clock.now)
+    assert context.parking is not None and context.exploration is None
+    pair.beta.engine.unpark(pair.clock.now)
+    pair.settle(pair.beta)
+    pair.run(5.0)
+    assert stand_in.tested
 
 
 def test_pre_agreed_identifiers_need_the_payload_header_towards_a_ulid() -> None:
