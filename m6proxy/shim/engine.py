@@ -63,13 +63,11 @@ from m6proxy.shim.trial import Outcome
 from m6proxy.shim.verdict import CONSUMED, Verdict
 from m6proxy.wire.dstopt import find_tag_option, option_tag
 from m6proxy.wire.ipv6 import HEADER_OCTETS, NEXT_SHIM, NEXT_UDP, Walk, find_shim, upper_layer
-from m6proxy.wire.message import MessageType
 
 _SPECIAL: Final = forward.CHAINED | {NEXT_SHIM, NEXT_UDP, 58}
 """Next headers of inbound packets that need a second look."""
 _ESTABLISHED: Final = State.ESTABLISHED
 """The usual state, compared first: hashing an Enum costs more than finding the context."""
-_KEEPALIVE: Final = int(MessageType.KEEPALIVE)
 _DNS_PORT: Final = (53).to_bytes(2)
 _PLAIN_PLACE: Final = Walk(6, HEADER_OCTETS, NEXT_SHIM)
 _ASK_AGAIN_S: Final = 30.0
@@ -141,10 +139,8 @@ class Engine:
             if packet[6] == NEXT_SHIM and octets >= 48:
                 if packet[42] & 0x80:
                     return self._restore(packet, _PLAIN_PLACE, now)
-                if packet[42] == _KEEPALIVE and control.take_keepalive(self._core, packet, now):
+                if control.take_keepalive(self._core, packet, now):
                     return CONSUMED
-                if packet[0] >> 4 == 6 and int.from_bytes(packet[4:6]) + HEADER_OCTETS == octets:
-                    return self._take_control(packet, HEADER_OCTETS, now)
             verdict, final = self._inbound_special(packet, now)
             if final:
                 return verdict
@@ -455,7 +451,7 @@ class Engine:
 
     def _inbound_special(self, packet: bytes, now: float) -> tuple[Verdict, bool]:
         """Returns a verdict and whether it is final."""
-        first = packet[6]
+        core, first = self._core, packet[6]
         if self._takes_options and first in forward.CHAINED:
             with suppress(MalformedMessage):
                 place = find_tag_option(packet)
@@ -477,18 +473,15 @@ class Engine:
             if place is not None:
                 if packet[place.offset + 2] & 0x80:
                     return self._restore(packet, place, now), True
-                return self._take_control(packet, place.offset, now), True
+                verdict = control.handle_control(core, self._pending, packet, place.offset, now)
+                self._release(now)
+                return verdict, True
         upper = upper_layer(packet)
         if upper is not None and upper[0] == 58 and icmp.is_error(packet, upper[1]):
             hints.handle_error(self._core, packet, upper[1], now)
             verdict = icmp.handle_error(self._core, packet, upper[1], now)
             return verdict, verdict is not None
         return None, False
-
-    def _take_control(self, packet: bytes, offset: int, now: float) -> Verdict:
-        verdict = control.handle_control(self._core, self._pending, packet, offset, now)
-        self._release(now)
-        return verdict
 
     def _restore(self, packet: bytes, place: Walk, now: float) -> Verdict:
         """RFC 5533 §12.2, with the addresses checked against the context's sets."""
