@@ -291,4 +291,8 @@ def test_large_packets_are_measured_by_their_segments(site: Site) -> None:
     kernel.configure(split_ifindex=1)
     assert kernel.outbound(large, gso_size=1433) is SLOW
     assert kernel.outbound(large, gso_size=1432) is DROPPED, "a trial has no GSO type"
+    kernel.configure(flags=kernel.settings.flags | SettingsFlag.BARE_UPLINK << 2)
+    assert kernel.outbound(large, gso_size=1432) is SLOW, "the uplink has no link-layer header"
+    kernel.configure(flags=SettingsFlag.BARE_UPLINK << 1)
+    assert kernel.outbound(large, gso_size=1432) is DROPPED, "it is another uplink that has none"
     assert kernel.outbound(build_packet(A1, B1, 132, bytes(2800)), gso_size=1400) is SLOW

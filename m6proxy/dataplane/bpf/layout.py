@@ -97,6 +97,8 @@ class SettingsFlag(IntFlag):
     """Some context is found by its flow label."""
     SENT_LABELS = 4
     """Some context sends with a flow label, or without any tag."""
+    BARE_UPLINK = 65536
+    """Shifted by the number of an uplink: its packets have no link-layer header."""
 
 
 @unique

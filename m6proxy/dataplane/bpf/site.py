@@ -154,7 +154,8 @@ class BpfSite:
 
     def write_settings(self, settings: Settings, *, flows_changed: bool = False) -> None:
         """Let the programs know, if it is news; and with other flows forget what they learned."""
-        settings = replace(settings, uplinks=self._indexes())
+        flags = settings.flags | self._bare_uplinks()
+        settings = replace(settings, uplinks=self._indexes(), flags=flags)
         if self._auxiliary is not None:
             split, regroup = self._auxiliary.split, self._auxiliary.regroup
             settings = replace(settings, split_ifindex=split, regroup_ifindex=regroup)
@@ -202,6 +203,14 @@ class BpfSite:
             *((name, Side.INGRESS, "lan_in") for name in self._wanted.lan),
             *((name, Side.EGRESS, "lan_out") for name in self._wanted.lan),
         ]
+
+    def _bare_uplinks(self) -> int:
+        """The flags of the uplinks without a link-layer header."""
+        return sum(
+            SettingsFlag.BARE_UPLINK << number
+            for number, one in enumerate(self._wanted.uplinks, start=1)
+            if _index(one.interface) and _link_address(one.interface) is None
+        )
 
     def _indexes(self) -> tuple[int, ...]:
         return tuple(_index(one.interface) for one in self._wanted.uplinks)

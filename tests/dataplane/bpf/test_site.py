@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from m6proxy.dataplane.bpf import auxiliary
+from m6proxy.dataplane.bpf.layout import SettingsFlag
 from m6proxy.dataplane.bpf.site import BpfSettings, BpfSite, BpfUplink
 from m6proxy.dataplane.bpf.syscall import link_ids
 from m6proxy.dataplane.offloads import GRO, GSO, TSO, read_offloads
@@ -61,6 +62,9 @@ def test_only_what_the_interfaces_need_is_loaded(namespace: str, tmp_path: Path)
             "wan1 (out)", "wan2 (in)", "wan2 (out)",
         }  # fmt: skip
         assert site.attach() == []
+        split_index(site)
+        assert site._written is not None
+        assert site._written.flags == SettingsFlag.BARE_UPLINK << 2
     finally:
         site.remove()
 

@@ -209,6 +209,7 @@ enum settings_flags {
 	SETTINGS_SLOW_MISSES = 1, /* all packets that have no context are for Python */
 	SETTINGS_LABELS = 2,      /* some context is found by its flow label */
 	SETTINGS_SENT_LABELS = 4, /* some context sends with a flow label, or bare */
+	SETTINGS_BARE_UPLINK = 65536, /* times 2 to the uplink's number: it has no link-layer header */
 };
 
 struct settings {

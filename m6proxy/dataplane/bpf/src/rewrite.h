@@ -227,6 +227,13 @@ ALWAYS int depart(struct __sk_buff *skb, __u32 link_octets, const struct setting
 	return verdict == PASS ? express(skb, settings, way) : verdict;
 }
 
+/* The pair that segments has link-layer headers, and gives them to the uplink as they are. */
+ALWAYS int can_split(const struct settings *settings, __u8 number)
+{
+	return settings->split_ifindex &&
+	       !(settings->flags >> (number & (UPLINKS_MAX - 1)) & SETTINGS_BARE_UPLINK);
+}
+
 ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
 		   struct view *view, const struct out_flow *flow, struct recent *recent)
 {
@@ -252,7 +259,7 @@ ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settin
 	octets = wire_octets(skb, link_octets, view);
 	if (!octets || octets + room_octets(flow, view) > flow->mtu)
 		return slow(COUNT_SLOW_TOO_BIG);
-	if (flow->mode == MODE_EXTHDR && skb->gso_size && !settings->split_ifindex)
+	if (flow->mode == MODE_EXTHDR && skb->gso_size && !can_split(settings, flow->uplink))
 		return slow(COUNT_SLOW_TOO_BIG);
 	note_out(skb, settings, flow->slot, activity, view->octets);
 	return depart(skb, link_octets, settings, view, flow, recent);
