@@ -9,7 +9,7 @@ measures one after the other; ratios are taken within a round. ``forwarded`` are
 UDP payload, sent from one core as fast as it goes, counted where they arrive; ``TCP`` is one
 stream of iperf3 with the offloads that the kernel gives a veth.
 
-The JSON is a list with one entry for each variant and metric: dataplane, mode, metric,
+The JSON is a list with one entry for each variant and metric: dataplane, mode, express, metric,
 median, ratio_to_plain, ratio_to_nptv6, ratio_to_routed and the single rounds.
 """
 
@@ -50,7 +50,7 @@ gateway with two providers needs with or without m6proxy."""
 TRANSLATED_BETA = "2001:db8:b2::10"
 """b's address as NPTv6 shows it to a: one more in the prefix, one less in the subnet."""
 TCP_PORT = 5201
-QUICK_NAMES = ("plain", "nptv6", "bpf no context", "bpf flowlabel")
+QUICK_NAMES = ("plain", "nptv6", "bpf no context", "bpf flowlabel", "bpf flowlabel, express off")
 QUICK = "establish: {after_packets: 2}"
 NEVER = "establish: {after_octets: null, after_s: null}"
 LABELS = {"forwarded": "packets/s", "TCP": "bit/s"}
@@ -66,6 +66,8 @@ class Variant:
     goals: tuple[tuple[str, str, float], ...] = ()
     """Metric, the variant that it is compared with, the ratio to reach."""
     host_gso: bool = True
+    express: bool = True
+    """Whether packets may go past the gateway's IPv6 stack (fast_path bpf)."""
     flows: int = 0
     """How many flows beside the one that is measured the kernel's maps hold."""
 
@@ -73,8 +75,9 @@ class Variant:
     def name(self) -> str:
         """Its name in tables."""
         gso = "" if self.host_gso else ", host GSO off"
+        express = "" if self.express else ", express off"
         flows = f", {self.flows:,} flows" if self.flows else ""
-        return f"{self.dataplane} {self.mode}".strip() + gso + flows
+        return f"{self.dataplane} {self.mode}".strip() + gso + express + flows
 
     def line(self, number: int) -> Line:
         """Return the line, not built yet."""
@@ -86,6 +89,7 @@ class Variant:
         if self.dataplane == "nptv6":
             return Translated(short)
         settings = f"fast_path: {'off' if self.dataplane == 'nfqueue' else 'bpf'}\n"
+        settings += f"express: {'auto' if self.express else 'off'}\n"
         if self.mode == "no context":
             return Proxied(short, policy=NEVER, settings=settings, moved=False)
         if self.mode == "exthdr":
@@ -94,6 +98,11 @@ class Variant:
             settings += "locators: {map: nsquare}\n"
         policy = f"{QUICK}, demux: [{self.mode}, exthdr], max_contexts: {self.flows + 10_000}"
         return Proxied(short, policy=policy, settings=settings)
+
+    @property
+    def goes_express(self) -> bool:
+        """Whether its packets are to go past the gateways' IPv6 stack."""
+        return self.dataplane == "bpf" and self.express
 
     @property
     def target(self) -> str:
@@ -111,8 +120,10 @@ VARIANTS = (
     Variant("plain", ""),
     Variant("routed", ""),
     Variant("nptv6", ""),
-    Variant("bpf", "no context", (("forwarded", "routed", 0.97), ("TCP", "routed", 0.97))),
+    Variant("bpf", "no context", (("forwarded", "plain", 0.97), ("TCP", "plain", 0.97))),
+    Variant("bpf", "no context", express=False),
     Variant("bpf", "flowlabel", _LIGHT),
+    Variant("bpf", "flowlabel", express=False),
     Variant("bpf", "identifier", _LIGHT),
     Variant("bpf", "dstopt", _LIGHT),
     Variant(
@@ -233,6 +244,9 @@ def measure_all(
                     values.setdefault((variant, metric), []).append(value)
                 told = (f"{metric} {value:,.0f}" for metric, value in found.items())
                 progress(["round", number + 1, variant.name, *told])
+        for variant, line in zip(variants, lines, strict=True):
+            if isinstance(line, Proxied) and line.went_express() != variant.goes_express:
+                raise SetupError(f"{variant.name}: packets went another way than that")
     series = {
         (variant, metric): Series(f"{variant.name}: {metric}", LABELS[metric], tuple(found))
         for (variant, metric), found in values.items()
@@ -255,6 +269,7 @@ def _row(
     row: dict[str, object] = {
         "dataplane": variant.dataplane,
         "mode": variant.mode if variant.host_gso else f"{variant.mode} host-gso-off".strip(),
+        "express": variant.goes_express,
         "flows": variant.flows + 1,
         "metric": METRICS[metric],
         "median": own.median,

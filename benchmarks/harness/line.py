@@ -203,9 +203,19 @@ class Proxied(Line):
         self._until("the daemons are ready", lambda: all(map(self.is_ready, SITES)))
         if not self._moved:
             return
+        self._keep_apart()
         self._until("both ends have a context", self._established)
         self.run("ga", "ip", "link", "set", "wan1", "down")
         self._until("both ends use the second link", self._rehomed)
+
+    def _keep_apart(self) -> None:
+        """The first prefixes are reached over the first link alone, as providers have it: what is
+        moved has both its locators in the second prefixes."""
+        for site, (_, gateway) in SITES.items():
+            other = next(prefixes[0] for name, prefixes in PREFIXES.items() if name != site)
+            via = f"2001:db8:f1::{3 - ENDS[gateway]}"
+            self._batch(gateway, [f"route add {other} via {via} dev wan1",
+                                  f"route add unreachable {other} metric 4096"])  # fmt: skip
 
     def fill(self, flows: int) -> None:
         """Give the kernel so many flows more on either gateway, which no packet belongs to."""
@@ -216,6 +226,11 @@ class Proxied(Line):
                     Map.opened(obj_get(str(folder / f"map_{name}")), name)
                 ) as one:
                     _fill(one, flows)
+
+    def went_express(self) -> bool:
+        """Whether packets went past the IPv6 stacks of both gateways."""
+        statuses = [ask(self.control(site), "/v1/status") for site in SITES]
+        return all(status["packets"].get("kernel_express", 0) for status in statuses)
 
     def start_daemon(self, site: str, gateway: str) -> subprocess.Popen[bytes]:
         """Start the daemon of one site."""

@@ -19,7 +19,7 @@ from m6proxy.lab.plan import SOURCE_TABLE
 from m6proxy.lab.topology import ALPHA, BETA
 from m6proxy.names import Address, address
 from m6proxy.wire.ipv6 import NEXT_ICMPV6, NEXT_UDP, build_packet
-from tests.harness.fastpath import LAN, FastGateway, fast
+from tests.harness.fastpath import GRO, LAN, FastGateway, fast, offload
 from tests.harness.gateway import A1, B1, Capture, link_sender, mac_of, ping, put_on_link
 from tests.harness.netns import eventually, run_in
 from tests.harness.netns import plain_lab as plain_lab
@@ -288,6 +288,28 @@ def test_the_gateway_gets_what_is_for_itself(plain_lab: Lab) -> None:
                     return heard == BURST
 
                 eventually(all_heard, deadline_s=5, what=f"all packets for {own}")
+
+
+def test_no_packet_overtakes_another(plain_lab: Lab) -> None:
+    """Even where the interface hands them over in batches, and large ones come between small."""
+    offload(plain_lab, "agw", "wan1", GRO, on=True)
+    stream = [udp(HOST_B, HOST_A, number.to_bytes(4) + bytes(size)) for number, size in sizes()]
+    with inbound(plain_lab) as (alpha, sender), Capture(plain_lab, "a1", "eth0") as capture:
+        for packet in stream:
+            sender.send(packet)
+
+        def numbers() -> list[int]:
+            heard = [packet for packet in capture.packets() if packet[6] == NEXT_UDP]
+            return [int.from_bytes(packet[48:52]) for packet in heard]
+
+        eventually(lambda: len(numbers()) == len(stream), deadline_s=10, what="all arrive")
+        assert numbers() == list(range(len(stream)))
+        assert alpha.count(Counter.EXPRESS) > len(stream) / 2
+
+
+def sizes() -> list[tuple[int, int]]:
+    """Numbers and sizes of packets that grow and shrink at different paces."""
+    return [(number, 100 + 300 * (number // 97 % 4) + number % 3) for number in range(4000)]
 
 
 @pytest.mark.parametrize(
