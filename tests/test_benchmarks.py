@@ -129,6 +129,7 @@ def test_dataplane(tmp_path: Path) -> None:
     assert not _left_by(child.pid)
     rows = json.loads(file.read_text())
     assert {row["dataplane"] for row in rows} == {"plain", "nptv6", "bpf"}
+    assert {row["express"] for row in rows if row["dataplane"] == "bpf"} == {True, False}
     medians = {(r["dataplane"], r["mode"], r["metric"]): r["median"] for r in rows}
     for row in rows:
         assert row["median"] > 0 and row["runs"] == len(row["values"]) == 1

@@ -14,12 +14,13 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from m6proxy.dataplane.bpf.layout import Counter, Mode
+from m6proxy.dataplane.offloads import GRO
 from m6proxy.lab.build import Lab
 from m6proxy.lab.plan import SOURCE_TABLE
 from m6proxy.lab.topology import ALPHA, BETA
 from m6proxy.names import Address, address
 from m6proxy.wire.ipv6 import NEXT_ICMPV6, NEXT_UDP, build_packet
-from tests.harness.fastpath import GRO, LAN, FastGateway, fast, offload
+from tests.harness.fastpath import LAN, FastGateway, fast, offload
 from tests.harness.gateway import A1, B1, Capture, link_sender, mac_of, ping, put_on_link
 from tests.harness.netns import eventually, run_in
 from tests.harness.netns import plain_lab as plain_lab
