@@ -100,9 +100,7 @@ def hint(core: Core, context: Context, why: str, now: float, *, hearsay: bool = 
     if may_test(context, now):
         context.hinted_s = now
         core.report(What.HINT, context.outbound_key, why)
-        suspect(core, context, now)
-        if context.exploration is not None:
-            context.exploration.hearsay = hearsay
+        suspect(core, context, now, hearsay=hearsay)
 
 
 def search_again(core: Core, context: Context, now: float) -> None:
@@ -189,15 +187,19 @@ def widen(core: Core, context: Context, now: float) -> None:
         context.exploration.widen(_pairs(core, context, now))
 
 
-def suspect(core: Core, context: Context, due_s: float, slot_s: float = NEVER) -> None:
+def suspect(
+    core: Core, context: Context, due_s: float, slot_s: float = NEVER, *, hearsay: bool = False
+) -> None:
     """Something hints at a failure: test the path at ``due_s``. Changes nothing by itself.
 
     ``slot_s`` is the same when a slot for the probe is taken already. Packets that come in
-    meanwhile do not call it off: they may use another path than ours.
+    meanwhile do not call it off: they may use another path than ours. ``hearsay``: no packet is
+    known to lack an answer on this path.
     """
     exploration = context.exploration or _explore(core, context, due_s)
     exploration.restart(_pairs(core, context, due_s), due_s)
     exploration.due_s, exploration.slot_s = due_s, slot_s
+    exploration.hearsay = hearsay
     core.rearm(context)
 
 
@@ -208,7 +210,7 @@ def test_stand_in(core: Core, context: Context, now: float) -> None:
     wire = wire_pair(core, context, context.locators)
     known = context.peer_locator(wire.peer)
     if wire != context.locators and known is not None and not known.tested:
-        suspect(core, context, now)
+        suspect(core, context, now, hearsay=True)
 
 
 def explore(core: Core, context: Context, since_s: float, now: float) -> None:
@@ -270,7 +272,7 @@ def leave_broken(core: Core, context: Context, source: Address, now: float) -> N
     if pair is not None:
         _move(core, context, context.locators, pair, now)
     if not _probed_unbroken(context):
-        suspect(core, context, now)
+        suspect(core, context, now, hearsay=True)
 
 
 def _probed_unbroken(context: Context) -> bool:
@@ -498,14 +500,15 @@ def _doubt_label(core: Core, context: Context) -> None:
     or drops packets with options.
 
     Probes carry none, so nothing else would show it. The payload header survives any path. A
-    hint that began a test of ours says nothing about that (docs/decisions/0014).
+    hint that began a test of ours says nothing about that (docs/decisions/0014), nor does silence
+    that began on the pair before: the peer may have told in between that its end is broken.
     """
     exploration, rehomed_s = context.exploration, context.rehomed_s
     if context.mode is DemuxMode.EXTHDR or exploration is None or rehomed_s is None:
         return
     if exploration.hearsay or context.reap_state is ReapState.OPERATIONAL:
         return
-    if exploration.started_s > rehomed_s:
+    if exploration.started_s >= rehomed_s + context.send_timeout_s:
         mode = context.demux
         context.unlabelled_route = context.route
         refresh_path(core, context)

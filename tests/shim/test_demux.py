@@ -13,9 +13,17 @@ from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import What
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.features import Feature
+from m6proxy.shim.routability import ReturnRoutability
 from m6proxy.wire.ipv6 import NEXT_SHIM, build_packet
-from m6proxy.wire.message import I2, R2, I2bis, R1bis, UpdateRequest
-from m6proxy.wire.options import Demux, Features, LocatorList, find
+from m6proxy.wire.message import I2, R2, I2bis, R1bis, UpdateRequest, find
+from m6proxy.wire.options import (
+    BROKEN,
+    Demux,
+    Features,
+    LocatorList,
+    LocatorPreferences,
+    Preference,
+)
 from tests.harness.entropy import SeededEntropy
 from tests.harness.packets import control, find_messages, icmp_error, udp
 from tests.harness.pair import A1, A1_ISP2, A2, B1, B1_ISP2, B2, Pair
@@ -222,6 +230,26 @@ def test_a_path_that_loses_labels_gets_the_payload_header_and_the_next_is_tried_
     assert len(pair.wire[-1][1]) == len(packet), "no payload header"
     pair.run(0.1)
     assert [arrived for _, arrived in pair.beta.delivered[before:]] == [packet]
+
+
+@pytest.mark.parametrize("demux", [LABELS, OPTIONS], ids=["flowlabel", "dstopt"])
+def test_a_move_by_the_peers_word_and_its_test_are_no_reason_to_doubt(
+    demux: tuple[DemuxMode, ...],
+) -> None:
+    """The new pair is tested a moment after it is used, and packets had no time to be answered."""
+    at_once = ReturnRoutability.NEVER
+    pair = Pair(demux=demux, adjust=lambda given: replace(given, return_routability=at_once))
+    pair.establish()
+    pair.run(20.0)
+    beta = pair.beta.context
+    said = LocatorPreferences(beta.peer_generation, 2, (Preference(BROKEN, 1), Preference(0, 2)))
+    for _ in range(50):
+        pair.beta.engine._core.pace.take(pair.clock.now)  # others search too: the test has to wait
+    pair.inject(pair.beta, control(A1_ISP2, B1, UpdateRequest(beta.local_tag, 5, (said,))))
+    pair.run(1.0)
+    assert beta.route == B1 + A1_ISP2 and beta.exploration is not None
+    assert beta.rehomed_s is not None and beta.exploration.ended_s > beta.rehomed_s
+    assert beta.unlabelled_route is None and beta.demux == demux[0].name.lower()
 
 
 def test_a_hint_is_no_reason_to_doubt_that_labels_arrive(labelled: Pair) -> None:
