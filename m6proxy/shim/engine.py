@@ -240,10 +240,7 @@ class Engine:
     def adopt(
         self, left: Iterable[LeftContext], now: float, memos: Mapping[bytes, PairMemo] = NO_MEMOS
     ) -> int:
-        """Take contexts over that a predecessor left in the kernel; returns how many.
-
-        ``memos``: what it remembered, by local and peer ULID (32 octets).
-        """
+        """Take over what a predecessor left in the kernel, and remembered; returns how many."""
         adopted = adopt.adopt(self._core, left, now, memos)
         self._sweep.begin(adopted, now, tells=True)
         return len(adopted)
@@ -365,8 +362,7 @@ class Engine:
         shadow = Engine.__new__(Engine)
         shadow._use(trial.shadow_of(self._core, packet, outbound=outbound))
         handle = shadow.handle_outbound if outbound else shadow.handle_inbound
-        verdict = handle(packet, now)
-        return trial.outcome_of(shadow._core, verdict)
+        return trial.outcome_of(shadow._core, handle(packet, now))
 
     @property
     def drops(self) -> dict[Reason, int]:
