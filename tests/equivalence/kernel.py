@@ -72,6 +72,7 @@ class KernelSite:
             (LOOPBACK_INDEX, LOOPBACK_INDEX),
             SettingsFlag.LABELS | SettingsFlag.SENT_LABELS,
             SHIFT,
+            attended_until_ns=1 << 62,
         )
         self.configure()
         self.uplinks = {uplink.name: n for n, uplink in enumerate(site.settings.uplinks, start=1)}

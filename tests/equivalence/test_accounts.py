@@ -17,6 +17,7 @@ from m6proxy.dataplane.bpf.layout import (
     Miss,
     MissFlag,
     Mode,
+    OutFlag,
     OutFlow,
     PrefixFlag,
     Ripe,
@@ -296,3 +297,21 @@ def test_large_packets_are_measured_by_their_segments(site: Site) -> None:
     kernel.configure(flags=SettingsFlag.BARE_UPLINK << 1)
     assert kernel.outbound(large, gso_size=1432) is DROPPED, "it is another uplink that has none"
     assert kernel.outbound(build_packet(A1, B1, 132, bytes(2800)), gso_size=1400) is SLOW
+
+
+def test_what_is_watched_or_overdue_goes_by_the_kernel_when_no_daemon_lives(site: Site) -> None:
+    """A killed daemon lost all that its hosts sent while an answer was overdue."""
+    _, kernel, _ = site
+    outbound, active = kernel.loaded.maps[layout.OUT], kernel.loaded.maps[layout.ACTIVE]
+    flow = OutFlow.unpack(outbound.lookup(A1 + B1) or b"")
+    watched = replace(flow, flags=flow.flags | OutFlag.WATCHED)
+    silent = Activity(out_since_ns=1).pack()
+    packet = tcp(A1, B1, b"data")
+    for entry, overdue_ns in ((watched, 0), (flow, 1)):
+        outbound.update(A1 + B1, entry.pack())
+        active.update(flow.slot.to_bytes(4, "little"), silent)
+        kernel.configure(overdue_ns=overdue_ns, attended_until_ns=1 << 62)
+        assert kernel.outbound(packet) is SLOW
+        kernel.configure(attended_until_ns=1)
+        sent = kernel.outbound(packet)
+        assert isinstance(sent, bytes) and sent != packet

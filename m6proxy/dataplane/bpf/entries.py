@@ -144,7 +144,7 @@ def differs_outbound_alone(old: KernelEntry, new: KernelEntry) -> bool:
 
 def _flags(entry: KernelEntry) -> int:
     """What the programs heed, and above it what only a successor of ours reads."""
-    slow = OutFlag.SLOW if entry.slow or entry.watched else 0
+    slow = OutFlag.SLOW if entry.slow else OutFlag.WATCHED if entry.watched else 0
     return slow | entry.wanted << _WANTED_SHIFT | entry.features << _FEATURES_SHIFT
 
 

@@ -21,7 +21,7 @@ LOCATORS_MAX: Final = 4
 DNS_OCTETS_MAX: Final = 1472
 """The longest DNS answer that is copied; a longer one goes to Python."""
 
-SETTINGS: Final = "m6p_settings_v3"
+SETTINGS: Final = "m6p_settings_v4"
 OUT: Final = "m6p_out_v1"
 TAG: Final = "m6p_tag_v1"
 PAIR: Final = "m6p_pair_v1"
@@ -59,6 +59,8 @@ class OutFlag(IntFlag):
 
     SLOW = 1
     """Every packet is for Python."""
+    WATCHED = 2
+    """The same while a daemon lives: the kernel can move them, but keeps nothing for later."""
 
 
 class InFlag(IntFlag):
@@ -464,10 +466,12 @@ class Settings:
     """After how much silence a flow's packet is told; 0: never."""
     overdue_ns: int = 0
     """TCP packets of a flow that nothing answers for so long are for Python; 0: never."""
+    attended_until_ns: int = 0
+    """Until then a daemon lives, which gives a few seconds again and again."""
     express_until_ns: int = 0
     """Until then packets may go past the gateway's IPv6 stack: nobody else would see them there."""
 
-    LAYOUT = struct.Struct(f"={PREFIXES_MAX * SitePrefix.LAYOUT.size}s{_UPLINK_SLOTS}I6I7Q")
+    LAYOUT = struct.Struct(f"={PREFIXES_MAX * SitePrefix.LAYOUT.size}s{_UPLINK_SLOTS}I6I8Q")
 
     def __post_init__(self) -> None:
         if len(self.prefixes) > PREFIXES_MAX or len(self.uplinks) > UPLINKS_MAX:
@@ -495,6 +499,7 @@ class Settings:
             self.ask_again_ns,
             self.wake_ns,
             self.overdue_ns,
+            self.attended_until_ns,
             self.express_until_ns,
         )
 

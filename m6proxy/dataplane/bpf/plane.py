@@ -41,6 +41,10 @@ _NS: Final = 1_000_000_000
 _SLOT_OCTETS: Final = layout.Activity.LAYOUT.size
 
 
+ATTENDED_NS: Final = 750_000_000
+"""For how long the programs take the daemon to be alive since they last heard of it; when it is
+late they only keep nothing for it."""
+_ATTEND_S: Final = 0.25
 FLUSHED_AT_ONCE: Final = 16
 """Changes of flows that a packet waits for."""
 FLUSHED_IN_A_TURN: Final = 2048
@@ -80,6 +84,8 @@ class BpfDataPlane:
         self._timer: asyncio.TimerHandle | None = None
         self._failed = 0
         self._express_until_ns = 0
+        self._attended_until_ns = 0
+        self._attending: asyncio.TimerHandle | None = None
         self._is_open = False
 
     # --- as any data plane -------------------------------------------------------------------
@@ -92,7 +98,7 @@ class BpfDataPlane:
         self._flows.disown()
         self._write_settings()
         self._site.attach()
-        self._write_settings()
+        self._attend()
         loop.add_reader(self._ring.fileno(), self._read_events)
         self._timer = loop.call_later(_LOST_LOOK_S, self._look_for_losses)
         self._is_open = True
@@ -103,8 +109,9 @@ class BpfDataPlane:
             self._flush(everything=True)
             self._is_open = False
             asyncio.get_running_loop().remove_reader(self._ring.fileno())
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._attending):
+                if timer is not None:
+                    timer.cancel()
             self._ring.close()
             self._activity.close()
         self._slow.close()
@@ -241,7 +248,12 @@ class BpfDataPlane:
             flags |= SettingsFlag.LABELS
         if self._flows.sent_labels:
             flags |= SettingsFlag.SENT_LABELS
-        settings = replace(self._settings, flags=flags, express_until_ns=self._express_until_ns)
+        settings = replace(
+            self._settings,
+            flags=flags,
+            attended_until_ns=self._attended_until_ns,
+            express_until_ns=self._express_until_ns,
+        )
         self._site.write_settings(settings, flows_changed=flows_changed)
 
     # --- events -------------------------------------------------------------------------------
@@ -290,6 +302,12 @@ class BpfDataPlane:
             quiet_ns = time.monotonic_ns() + self._settings.ask_again_ns
             fast = replace(miss, flags=miss.flags & ~MissFlag.SLOW, quiet_until_ns=quiet_ns)
             self._map(layout.MISSES).update(key, fast.pack())
+
+    def _attend(self) -> None:
+        """Let the programs know that what is watched and overdue finds us alive."""
+        self._attended_until_ns = time.monotonic_ns() + ATTENDED_NS
+        self._write_settings()
+        self._attending = asyncio.get_running_loop().call_later(_ATTEND_S, self._attend)
 
     def _look_for_losses(self) -> None:
         lost = self._counter(Counter.EVENTS_LOST)

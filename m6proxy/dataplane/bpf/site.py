@@ -159,8 +159,8 @@ class BpfSite:
         if self._auxiliary is not None:
             split, regroup = self._auxiliary.split, self._auxiliary.regroup
             settings = replace(settings, split_ifindex=split, regroup_ifindex=regroup)
-        before, lease = self._written, settings.express_until_ns
-        if flows_changed or before is None or settings != replace(before, express_until_ns=lease):
+        before = self._written
+        if flows_changed or before is None or _lasting(settings) != _lasting(before):
             self._generation = (self._generation + 1) % (1 << 32)
         elif settings == before:
             return
@@ -228,6 +228,11 @@ class BpfSite:
             wake_ns=int(QUIET_S * _NS),
             overdue_ns=int(OVERDUE_S * _NS),
         )
+
+
+def _lasting(settings: Settings) -> Settings:
+    """Those of which the programs remember something."""
+    return replace(settings, attended_until_ns=0, express_until_ns=0)
 
 
 def _apart(act: Callable[[], _T]) -> _T:

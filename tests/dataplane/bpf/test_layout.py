@@ -49,7 +49,9 @@ SEEN = Activity(*range(11, 19))
 MISS = Miss(21, 22, 23, 24, 25, MissFlag.ANSWERED)
 MARKS = address("0:0:0:c000::")
 PREFIX = SitePrefix(Prefix.parse("2001:db8:a1::/48"), PrefixFlag.SLOW, MARKS)
-ALL = Settings((PREFIX,), (7, 8), SettingsFlag.LABELS, 16, 31, 32, 40, 33, 34, 35, 36, 37, 38, 39)
+ALL = Settings(
+    (PREFIX,), (7, 8), SettingsFlag.LABELS, 16, 31, 32, 40, 33, 34, 35, 36, 37, 38, 41, 39
+)
 MASK = b"\xff" * 6 + bytes(10)
 
 STRUCTS: dict[str, tuple[bytes, dict[str, bytes]]] = {
@@ -135,6 +137,7 @@ STRUCTS: dict[str, tuple[bytes, dict[str, bytes]]] = {
             "ask_again_ns": number(36, 8),
             "wake_ns": number(37, 8),
             "overdue_ns": number(38, 8),
+            "attended_until_ns": number(41, 8),
             "express_until_ns": number(39, 8),
         },
     ),

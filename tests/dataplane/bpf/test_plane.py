@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -366,6 +367,27 @@ def test_many_flows_are_written_in_several_turns_the_oldest_first(
         plane.apply_flows([RemoveFlow(flow(number).ulids) for number in range(5)])
         yield
         assert not dict(site.maps[layout.OUT].items())
+
+    told(tmp_path, story)
+
+
+def test_the_programs_hear_again_and_again_that_the_daemon_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plane_module, "_ATTEND_S", 0.001)
+
+    def until_ns(site: BpfSite) -> int:
+        return layout.Settings.unpack(
+            site.maps[layout.SETTINGS].lookup(bytes(4)) or b""
+        ).attended_until_ns
+
+    def story(plane: BpfDataPlane, site: BpfSite, heard: _Heard) -> Iterable[None]:
+        first_ns = until_ns(site)
+        assert 0 < first_ns - time.monotonic_ns() <= plane_module.ATTENDED_NS
+        assert site._written is not None
+        generation = site._generation
+        yield
+        assert until_ns(site) > first_ns and site._generation == generation
 
     told(tmp_path, story)
 

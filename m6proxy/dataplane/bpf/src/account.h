@@ -63,11 +63,17 @@ ALWAYS void note_out(struct __sk_buff *skb, const struct settings *settings, __u
 	__sync_fetch_and_add(&activity->octets_out, octets);
 }
 
+/* Whether a daemon is there. Without one a packet that nobody answers has a chance in the kernel only. */
+ALWAYS int is_attended(const struct settings *settings)
+{
+	return now() < settings->attended_until_ns;
+}
+
 /* Nothing came in since a packet went out, for longer than any TCP waits for an acknowledgement. */
 ALWAYS int is_overdue(const struct settings *settings, const struct activity *activity)
 {
 	return activity && settings->overdue_ns && activity->out_since_ns &&
-	       now() - activity->out_since_ns >= settings->overdue_ns;
+	       now() - activity->out_since_ns >= settings->overdue_ns && is_attended(settings);
 }
 
 ALWAYS void note_in(struct __sk_buff *skb, const struct settings *settings, __u32 slot,

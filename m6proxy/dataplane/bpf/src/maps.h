@@ -36,7 +36,8 @@ enum mode {
 
 /* An outbound packet of a context, found by its ULIDs. */
 enum out_flags {
-	OUT_SLOW = 1, /* every packet is for Python */
+	OUT_SLOW = 1,    /* every packet is for Python */
+	OUT_WATCHED = 2, /* the same while somebody attends */
 };
 
 struct out_flow {
@@ -227,6 +228,7 @@ struct settings {
 	__u64 ask_again_ns;    /* between two EVENT_RIPE of one pair */
 	__u64 wake_ns;         /* 0: no EVENT_AWAKE */
 	__u64 overdue_ns;      /* TCP unanswered for so long is for Python; 0: never */
+	__u64 attended_until_ns; /* user space lives: what only it can keep for later is for it */
 	__u64 express_until_ns; /* nobody else would see packets in the gateway's IPv6 stack */
 };
 
@@ -237,7 +239,7 @@ struct {
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct settings);
-} m6p_settings_v3 SEC(".maps");
+} m6p_settings_v4 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

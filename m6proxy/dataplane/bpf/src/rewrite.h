@@ -240,7 +240,7 @@ ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settin
 	struct activity *activity;
 	__u32 octets;
 
-	if (flow->flags & OUT_SLOW)
+	if (flow->flags & OUT_SLOW || (flow->flags & OUT_WATCHED && is_attended(settings)))
 		return slow(COUNT_SLOW_FLAGGED);
 	activity = activity_of(flow->slot);
 	if (view->head.next_header == NEXT_TCP && is_overdue(settings, activity))

@@ -34,7 +34,7 @@ ALWAYS const struct settings *settings_of(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&m6p_settings_v3, &zero);
+	return bpf_map_lookup_elem(&m6p_settings_v4, &zero);
 }
 
 #endif
