@@ -187,9 +187,20 @@ def test_packets_to_locator_only_addresses_are_for_python_and_then_for_nobody(
     kernel.configure(prefixes=(replace(first, marks=bytes(16)), second))
 
 
-def test_a_pair_that_is_settled_is_looked_at_again_after_a_moment(site: Site) -> None:
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (udp(B2, A1), udp(B2, A1, b"another")),
+        tuple(build_packet(B2, A1, 58, b"\x81\x00" + bytes([n] * 6)) for n in (1, 2)),
+        tuple(build_packet(B2, A1, 44, b"\x11\x00" + bytes([n] * 6)) for n in (0, 8)),
+    ],
+    ids=["udp", "pings", "fragments"],
+)
+def test_a_flow_that_is_settled_is_looked_at_again_after_a_moment(
+    site: Site, answers: tuple[bytes, bytes]
+) -> None:
     _, kernel, _ = site
-    answer = udp(B2, A1)
+    answer, another = answers
 
     def stays_settled() -> bool:
         """Whether the second packet came soon enough behind the first: a machine may be busy."""
@@ -197,7 +208,7 @@ def test_a_pair_that_is_settled_is_looked_at_again_after_a_moment(site: Site) ->
         settle()
         assert kernel.inbound(answer) == answer
         kernel.configure(flags=SettingsFlag.SLOW_MISSES)
-        return kernel.inbound(answer) == answer
+        return kernel.inbound(another) == another
 
     assert any(stays_settled() for _ in range(50))
     settle()

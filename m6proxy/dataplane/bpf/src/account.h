@@ -44,23 +44,39 @@ ALWAYS struct activity *activity_of(__u32 slot)
 	return bpf_map_lookup_elem(&m6p_active_v1, &slot);
 }
 
-ALWAYS void note_out(struct __sk_buff *skb, const struct settings *settings, __u32 slot,
-		     struct activity *activity, __u32 octets)
+/* A packet of a context: the first one its way after some the other way begins a new wait. */
+ALWAYS void note(struct __sk_buff *skb, const struct settings *settings, __u32 slot,
+		 struct activity *activity, __u32 octets, int is_out)
 {
-	__u64 now_ns;
+	__u64 *last_ns, *since_ns, *other_since_ns, now_ns;
 
 	if (!activity)
 		return;
+	last_ns = is_out ? &activity->last_out_ns : &activity->last_in_ns;
+	since_ns = is_out ? &activity->out_since_ns : &activity->in_since_ns;
+	other_since_ns = is_out ? &activity->in_since_ns : &activity->out_since_ns;
 	now_ns = now();
 	if (was_asleep(settings, activity, now_ns))
 		announce_awake(slot, now_ns);
-	activity->last_out_ns = now_ns;
-	if (!activity->out_since_ns)
-		activity->out_since_ns = now_ns;
-	if (activity->in_since_ns)
-		activity->in_since_ns = 0;
-	__sync_fetch_and_add(&activity->packets_out, segments(skb));
-	__sync_fetch_and_add(&activity->octets_out, octets);
+	*last_ns = now_ns;
+	if (!*since_ns)
+		*since_ns = now_ns;
+	if (*other_since_ns)
+		*other_since_ns = 0;
+	__sync_fetch_and_add(is_out ? &activity->packets_out : &activity->packets_in, segments(skb));
+	__sync_fetch_and_add(is_out ? &activity->octets_out : &activity->octets_in, octets);
+}
+
+ALWAYS void note_out(struct __sk_buff *skb, const struct settings *settings, __u32 slot,
+		     struct activity *activity, __u32 octets)
+{
+	note(skb, settings, slot, activity, octets, 1);
+}
+
+ALWAYS void note_in(struct __sk_buff *skb, const struct settings *settings, __u32 slot,
+		    __u32 octets)
+{
+	note(skb, settings, slot, activity_of(slot), octets, 0);
 }
 
 /* Whether a daemon is there. Without one a packet that nobody answers has a chance in the kernel only. */
@@ -74,26 +90,6 @@ ALWAYS int is_overdue(const struct settings *settings, const struct activity *ac
 {
 	return activity && settings->overdue_ns && activity->out_since_ns &&
 	       now() - activity->out_since_ns >= settings->overdue_ns && is_attended(settings);
-}
-
-ALWAYS void note_in(struct __sk_buff *skb, const struct settings *settings, __u32 slot,
-		    __u32 octets)
-{
-	struct activity *activity = activity_of(slot);
-	__u64 now_ns;
-
-	if (!activity)
-		return;
-	now_ns = now();
-	if (was_asleep(settings, activity, now_ns))
-		announce_awake(slot, now_ns);
-	activity->last_in_ns = now_ns;
-	if (!activity->in_since_ns)
-		activity->in_since_ns = now_ns;
-	if (activity->out_since_ns)
-		activity->out_since_ns = 0;
-	__sync_fetch_and_add(&activity->packets_in, segments(skb));
-	__sync_fetch_and_add(&activity->octets_in, octets);
 }
 
 /* --- pairs without a context: m6proxy/shim/policy.py Accounts ---------------------------- */

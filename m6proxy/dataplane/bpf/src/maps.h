@@ -115,7 +115,7 @@ struct miss {
 struct trait {
 	struct pair at;
 	__u32 first;       /* traffic class without ECN, flow label: as in the packet */
-	__u32 ports;       /* the first 4 octets behind the fixed header */
+	__u32 ports;       /* what stands there behind the fixed header, whatever it is */
 	__u32 next_header;
 	__u32 generation;  /* of the settings: what was learned before is void */
 };

@@ -19,11 +19,23 @@
 #define WAY_NS 16000000ULL
 #define ECN_MASK bpf_htonl(0x00300000)
 
+/* Of ICMPv6 only type and code, and what a fragment is of: the rest is each packet's own. */
+ALWAYS __u32 ports_of(const struct view *view)
+{
+	__u32 ports = bpf_be64_to_cpu(view->upper) >> 32;
+
+	if (view->head.next_header == NEXT_ICMPV6)
+		ports &= 0xFFFF0000;
+	if (view->head.next_header == NEXT_FRAGMENT)
+		ports &= 0xFF000000;
+	return bpf_htonl(ports);
+}
+
 ALWAYS void describe(struct trait *trait, const struct settings *settings, const struct view *view)
 {
 	trait->at = view->head.at;
 	trait->first = view->head.first & ~ECN_MASK;
-	trait->ports = bpf_htonl(bpf_be64_to_cpu(view->upper) >> 32);
+	trait->ports = ports_of(view);
 	trait->next_header = view->head.next_header;
 	trait->generation = settings->generation;
 }
