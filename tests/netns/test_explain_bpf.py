@@ -105,6 +105,8 @@ def test_plain_packets_and_a_context_on_its_ulids(lab: Lab) -> None:
 @pytest.mark.parametrize("mode", ["exthdr", "flowlabel", "dstopt"])
 def test_a_re_homed_pair_both_ways(lab: Lab, mode: str) -> None:
     with on_isp2(lab, mode) as (alpha, beta), _unnoticed(alpha), _unnoticed(beta):
+        for gateway in (alpha, beta):
+            assert gateway.ask("/v1/status")["express"] == {"on": True, "in_the_way": []}
         out = Explained(alpha, "lan0", _udp(A1, B1))
         assert (out.verdicts, out.agree) == (("rewritten", "rewritten"), True)
         assert (out.kernel["uplink"], out.kernel["mode"]) == ("isp2", mode)
@@ -118,6 +120,10 @@ def test_a_re_homed_pair_both_ways(lab: Lab, mode: str) -> None:
         assert f"rewritten: for uplink isp2 in mode {mode}" in tcp
         sent = next(line for line in tcp.splitlines()[::-1] if line.startswith("becomes"))
         assert f"{A1_ISP2} to {B1_ISP2}" in sent
+        straight = out.kernel["express"]
+        assert (straight["source"], straight["destination"]) == (A1_ISP2, B1_ISP2)
+        assert any("EXPRESS" in line for line in out.lines)
+        assert back.kernel["express"]["destination"] == B1
 
 
 def test_what_is_left_to_the_engine_and_why(lab: Lab) -> None:
