@@ -190,16 +190,18 @@ ALWAYS int is_dns_answer(const struct view *view)
 ALWAYS int copy_dns(struct __sk_buff *skb, __u32 link_octets, const struct view *view)
 {
 	struct dns_event *event;
-	__u64 size = view->octets - HEADER_OCTETS - UDP_OCTETS;
+	__u64 rest = view->octets - HEADER_OCTETS - UDP_OCTETS - 1;
+	__u64 size;
 
 	if (view->octets <= HEADER_OCTETS + UDP_OCTETS)
 		return 1;
-	barrier_var(size); /* the verifier must see both comparisons as they stand here */
-	if (size > DNS_OCTETS_MAX || skb->gso_size)
+	/* All but one octet: before Linux 6.8 the verifier learns nothing from a comparison with 0.
+	 * It must see the addition where it stands here. */
+	barrier_var(rest);
+	if (rest >= DNS_OCTETS_MAX || skb->gso_size)
 		return 0;
-	barrier_var(size);
-	if (size == 0)
-		return 0;
+	barrier_var(rest);
+	size = rest + 1;
 	event = bpf_ringbuf_reserve(&m6p_events_v1, sizeof(*event), 0);
 	if (!event)
 		return 0;
