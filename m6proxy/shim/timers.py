@@ -39,9 +39,9 @@ PENDING_PROOF_S: Final = 6.0
 """How long an I2 waits for its proof by DNS; the initiator sends it again after 2 s to 6 s."""
 REPROOF_S: Final = 30.0
 """How long to wait before asking DNS again about locators that could not be proved."""
-RELEASE_EXPLORATION_S: Final = 12.0
-"""How long the probes of an exploration stay known after it ended: longer than the pause between
-two tests, and shorter than the usual Send Timeout, so that a context wakes but once."""
+RELEASE_EXPLORATION_S: Final = 60.0
+"""How long the probes of an exploration stay known after it ended. Not shorter: 100,000 searches
+take 50 s, and what dies while new ones are made keeps Python from collecting in small pieces."""
 CLOSE_TIMEOUT_S: Final = 0.5
 CLOSE_SENT_MAX: Final = 3
 """A Close goes out three times in two seconds: a gateway that stops does not wait longer."""
