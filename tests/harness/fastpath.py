@@ -27,6 +27,7 @@ from m6proxy.dataplane.bpf.layout import (
     SitePrefix,
 )
 from m6proxy.dataplane.bpf.load import Loaded, load, read_object
+from m6proxy.dataplane.bpf.syscall import link_ids
 from m6proxy.dataplane.offloads import switch_offloads
 from m6proxy.lab.build import Lab
 from m6proxy.lab.plan import SOURCE_TABLE
@@ -37,6 +38,7 @@ from m6proxy.wire.payload import payload_header
 from tests.steering.namespaces import inside
 
 SHIFT: Final = 24
+_TCX_INGRESS, _TCX_EGRESS = 46, 47
 LAN: Final = "lan0"
 MTU: Final = 1500
 INGRESS, EGRESS = 46, 47
@@ -157,3 +159,14 @@ def offload(lab: Lab, node: str, interface: str, *names: str, on: bool) -> None:
     """Switch offloads of an interface."""
     with inside(lab.namespace(node)):
         switch_offloads(interface, dict.fromkeys(names, on))
+
+
+def programs(lab: Lab, node: str) -> list[str]:
+    """What is at the interfaces of a node by tcx links."""
+    with inside(lab.namespace(node)):
+        return [
+            f"{name} {kind}"
+            for index, name in socket.if_nameindex()
+            for kind in (_TCX_INGRESS, _TCX_EGRESS)
+            if link_ids(index, kind)
+        ]

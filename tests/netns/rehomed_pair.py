@@ -10,18 +10,20 @@ from contextlib import contextmanager
 
 from m6proxy.lab import faults
 from m6proxy.lab.build import Lab
+from m6proxy.lab.topology import ALPHA, BETA
 from tests.harness.gateway import (
     A1,
     A1_ISP2,
     B1,
     B1_ISP2,
     EXTHDR,
+    IN_KERNEL,
     QUICK,
     Gateway,
-    both,
     established,
     ping,
     rehomed,
+    running,
 )
 from tests.harness.netns import eventually
 from tests.steering.namespaces import inside
@@ -48,12 +50,18 @@ ON_ISP2 = {
 }
 
 
+def bpf(mode: str = "exthdr") -> dict[str, str]:
+    """The lab's configuration in a mode, with the fast path."""
+    return {**MODES[mode], **IN_KERNEL}
+
+
 @contextmanager
 def on_isp2(
-    lab: Lab, mode: str, changes: dict[str, str] | None = None
+    lab: Lab, mode: str, *, fast: bool = False, environment: dict[str, str] | None = None
 ) -> Iterator[tuple[Gateway, Gateway]]:
     """Both gateways in a mode, with the pair a1, b1 moved to isp2 of both sites."""
-    with both(lab, {**MODES[mode], **(changes or {})}) as (alpha, beta):
+    changes = bpf(mode) if fast else MODES[mode]
+    with running(lab, ALPHA, BETA, changes=changes, environment=environment) as (alpha, beta):
         established(lab, alpha, beta)
         faults.cut(lab, "alpha.isp1")
         faults.cut(lab, "beta.isp1")

@@ -25,7 +25,8 @@ from tests.harness.gateway import (
 )
 from tests.harness.netns import eventually
 from tests.harness.netns import lab as lab
-from tests.netns.test_gateway_bpf import _grows, _sequence, bpf
+from tests.harness.stream import grows, is_whole, sequence
+from tests.netns.rehomed_pair import bpf
 from tests.netns.test_identifier_bpf import A1_AT_2, IDENTIFIER
 
 pytestmark = pytest.mark.netns
@@ -69,7 +70,7 @@ def test_a_name_and_a_fork_are_known_to_the_successor(lab: Lab, tmp_path: Path) 
             program(lab, "b1", *stream, "receive", B1, "5005", output=heard),
             program(lab, "a1", *stream, "send", B1, "5005"),
         ):
-            _grows(heard, 50)
+            grows(heard, 50)
             known = sorted(map(_stable, alpha.contexts()), key=lambda one: int(one["fork"]))
             assert known[0]["peer_name"] and known[1]["fork"]
             assert A1_ISP2 in (known[1]["local_locator"], known[2]["local_locator"])
@@ -79,12 +80,12 @@ def test_a_name_and_a_fork_are_known_to_the_successor(lab: Lab, tmp_path: Path) 
                 eventually(lambda: forked(again), deadline_s=5, what="all are there")
                 taken = sorted(map(_stable, again.contexts()), key=lambda one: int(one["fork"]))
                 assert taken == known
-                count = len(_sequence(heard))
+                count = len(sequence(heard))
 
                 def goes_on() -> bool:
                     by_locator = {one["local_locator"]: one for one in again.contexts()}
                     fork = by_locator[A1_ISP2]
-                    return len(_sequence(heard)) > count + 50 and fork["packets_out"] > 50
+                    return len(sequence(heard)) > count + 50 and fork["packets_out"] > 50
 
                 eventually(goes_on, deadline_s=20, what="the stream goes on by its fork")
                 assert ping(lab, "a1", B1)
@@ -105,20 +106,18 @@ def test_an_end_that_moved_alone_still_sends_to_what_stands_in(lab: Lab, tmp_pat
             program(lab, "b1", *stream, "receive", B1, "5005", output=heard),
             program(lab, "a1", *stream, "send", B1, "5005"),
         ):
-            _grows(heard, 50)
+            grows(heard, 50)
             known = alpha.context(A1, B1)
             assert known is not None and known["demux"] == "identifier"
             alpha.kill()
-            _grows(heard, 50)
+            grows(heard, 50)
             with running(lab, ALPHA, changes=IDENTIFIER) as (again,):
-                _grows(heard, 100)
+                grows(heard, 100)
                 taken = again.context(A1, B1)
                 assert taken is not None and _stable(taken) == _stable(known)
                 before = again.ask("/v1/status")["packets"]
-                _grows(heard, 50)
+                grows(heard, 50)
                 after = again.ask("/v1/status")["packets"]
                 assert after["kernel_rewritten"] >= before["kernel_rewritten"] + 40
                 assert after["rewritten"] == before["rewritten"]
-                sequence = _sequence(heard)
-                first = sequence[0]
-                assert sequence == list(range(first, first + len(sequence))), "one was lost"
+                assert is_whole(heard), "one was lost"

@@ -12,54 +12,30 @@ from pathlib import Path
 import pytest
 
 from m6proxy.dataplane.offloads import CHECKSUM, GSO, TSO
-from m6proxy.lab import faults
 from m6proxy.lab.build import Lab
 from m6proxy.lab.sessions import python_environment
-from m6proxy.lab.topology import ALPHA, BETA
-from tests.harness.fastpath import offload
+from m6proxy.lab.topology import ALPHA
+from tests.harness.fastpath import offload, programs
 from tests.harness.gateway import (
     A1,
     B1,
     Gateway,
-    established,
     mac_of,
     ping,
     program,
-    rehomed,
-    running,
 )
 from tests.harness.netns import eventually, run_in
 from tests.harness.netns import lab as lab
-from tests.netns.rehomed_pair import MODES, ON_ISP2
+from tests.netns.rehomed_pair import MODES, on_isp2
 from tests.netns.test_bpf_path import iperf
-from tests.netns.test_gateway_bpf import _programs
 
 pytestmark = pytest.mark.netns
 
-FAST = {"control:": "fast_path: bpf\ncontrol:"}
 NO_TCX = """
 import m6proxy.dataplane.bpf.takeover as takeover
 takeover.tcx_works = lambda: False
 """
 """Run by every Python that has it on its path; what a kernel before 6.6 says."""
-
-
-@contextmanager
-def moved(
-    lab: Lab, mode: str, environment: dict[str, str] | None = None
-) -> Iterator[tuple[Gateway, Gateway]]:
-    """Both gateways with the fast path, and the pair a1, b1 on isp2 of both sites."""
-    changes = {**MODES[mode], **FAST}
-    with running(lab, ALPHA, BETA, changes=changes, environment=environment) as (alpha, beta):
-        established(lab, alpha, beta)
-        faults.cut(lab, "alpha.isp1")
-        faults.cut(lab, "beta.isp1")
-        rehomed(lab, alpha, ON_ISP2[mode])
-        eventually(lambda: ping(lab, "a1", B1), deadline_s=10, what="answers again")
-        for gateway, pair in ((alpha, (A1, B1)), (beta, (B1, A1))):
-            context = gateway.context(*pair)
-            assert context is not None and context["demux"] == mode
-        yield alpha, beta
 
 
 def packets(gateway: Gateway) -> dict[str, int]:
@@ -91,9 +67,9 @@ def without_tcx(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("mode", list(MODES))
 def test_filters_do_what_links_do(lab: Lab, mode: str, without_tcx: dict[str, str]) -> None:
-    with moved(lab, mode, without_tcx) as (alpha, beta):
+    with on_isp2(lab, mode, fast=True, environment=without_tcx) as (alpha, beta):
         for node in ("agw", "bgw"):
-            assert _programs(lab, node) == [], "these are tcx links"
+            assert programs(lab, node) == [], "these are tcx links"
             shown = run_in(lab, node, "tc", "filter", "show", "dev", "wan2", "egress")
             assert "uplink_out" in shown
         carries_both_ways(lab, alpha, beta)
@@ -146,5 +122,5 @@ def without_link_layer(lab: Lab, log: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("mode", list(MODES))
 def test_an_uplink_without_a_link_layer_header(lab: Lab, tmp_path: Path, mode: str) -> None:
-    with without_link_layer(lab, tmp_path / "pump"), moved(lab, mode) as (alpha, beta):
+    with without_link_layer(lab, tmp_path / "pump"), on_isp2(lab, mode, fast=True) as (alpha, beta):
         carries_both_ways(lab, alpha, beta)

@@ -37,8 +37,8 @@ from tests.harness.gateway import (
 from tests.harness.netns import lab as lab
 from tests.harness.netns import plain_lab as plain_lab
 from tests.harness.packets import icmp_error, rewritten, udp
+from tests.netns.rehomed_pair import bpf, on_isp2
 from tests.netns.test_bpf_path import rehome
-from tests.netns.test_gateway_bpf import bpf, on_isp2
 from tests.steering.namespaces import inside
 
 pytestmark = pytest.mark.netns
@@ -104,7 +104,7 @@ def test_plain_packets_and_a_context_on_its_ulids(lab: Lab) -> None:
 
 @pytest.mark.parametrize("mode", ["exthdr", "flowlabel", "dstopt"])
 def test_a_re_homed_pair_both_ways(lab: Lab, mode: str) -> None:
-    with on_isp2(lab, mode) as (alpha, beta), _unnoticed(alpha), _unnoticed(beta):
+    with on_isp2(lab, mode, fast=True) as (alpha, beta), _unnoticed(alpha), _unnoticed(beta):
         for gateway in (alpha, beta):
             assert gateway.ask("/v1/status")["express"] == {"on": True, "in_the_way": []}
         out = Explained(alpha, "lan0", _udp(A1, B1))
@@ -127,7 +127,7 @@ def test_a_re_homed_pair_both_ways(lab: Lab, mode: str) -> None:
 
 
 def test_what_is_left_to_the_engine_and_why(lab: Lab) -> None:
-    with on_isp2(lab, "exthdr") as (alpha, _):
+    with on_isp2(lab, "exthdr", fast=True) as (alpha, _):
         found = alpha.context(A1, B1)
         assert found is not None
         tag, peer_tag = int(found["local_tag"], 16), int(found["peer_tag"], 16)
@@ -156,7 +156,7 @@ def test_what_is_left_to_the_engine_and_why(lab: Lab) -> None:
 
 
 def test_a_kernel_that_does_something_else_is_told(lab: Lab) -> None:
-    with on_isp2(lab, "exthdr") as (alpha, _):
+    with on_isp2(lab, "exthdr", fast=True) as (alpha, _):
         assert Explained(alpha, "lan0", _udp(A1, B1)).agree is True
         out = Map.opened(obj_get(str(pins_path(lab) / "alpha" / f"map_{layout.OUT}")), layout.OUT)
         try:

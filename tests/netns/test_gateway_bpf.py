@@ -3,70 +3,40 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from m6proxy.dataplane.bpf.syscall import link_ids
 from m6proxy.lab import faults, traffic
 from m6proxy.lab.build import Lab, feed, pins_path
 from m6proxy.lab.topology import ALPHA
+from tests.harness.fastpath import programs
 from tests.harness.gateway import (
     A1,
     A1_ISP2,
     B1,
-    B1_ISP2,
-    QUICK,
-    Gateway,
     Json,
     both,
-    established,
     kernel_state,
     ping,
     program,
-    rehomed,
     restore_rules,
     running,
     settled_state,
 )
 from tests.harness.netns import eventually
 from tests.harness.netns import lab as lab
+from tests.harness.stream import grows, is_whole
+from tests.netns.rehomed_pair import bpf, on_isp2
 from tests.netns.test_gateway_outage import curl, finished, web
-from tests.steering.namespaces import inside
 
 pytestmark = pytest.mark.netns
-_TCX_INGRESS, _TCX_EGRESS = 46, 47
-
-
-def bpf(mode: str = "exthdr") -> dict[str, str]:
-    """The lab's configuration with the fast path, and a demux mode."""
-    modes = "[exthdr]" if mode == "exthdr" else f"[{mode}, exthdr]"
-    return {
-        **QUICK,
-        "send_timeout_s: 3": f"send_timeout_s: 1\n  demux: {modes}",
-        "control:": "fast_path: bpf\ncontrol:",
-    }
-
-
-@contextmanager
-def on_isp2(lab: Lab, mode: str) -> Iterator[tuple[Gateway, Gateway]]:
-    """Both gateways in a mode, with the pair a1, b1 moved to isp2 of both sites."""
-    with both(lab, bpf(mode)) as (alpha, beta):
-        established(lab, alpha, beta)
-        faults.cut(lab, "alpha.isp1")
-        faults.cut(lab, "beta.isp1")
-        rehomed(lab, alpha, (A1_ISP2, B1_ISP2))
-        eventually(lambda: ping(lab, "a1", B1), deadline_s=10, what="answers again")
-        yield alpha, beta
 
 
 @pytest.mark.parametrize("mode", ["exthdr", "flowlabel", "dstopt"])
 def test_a_re_homed_pair_does_not_visit_python(lab: Lab, mode: str) -> None:
-    with on_isp2(lab, mode) as (alpha, beta):
+    with on_isp2(lab, mode, fast=True) as (alpha, beta):
         before = [gateway.ask("/v1/status")["packets"] for gateway in (alpha, beta)]
         assert ping(lab, "a1", B1, "-c", "20", "-i", "0.05", "-W", "2")
         after = [gateway.ask("/v1/status")["packets"] for gateway in (alpha, beta)]
@@ -131,16 +101,6 @@ def test_stateful_firewalls_see_ulids_both_ways_while_a_flow_moves(
         assert flow["octets_out"] > 1 << 20 and flow["packets_in"] > 100 and flow["last_out_at"]
 
 
-def _sequence(path: Path) -> list[int]:
-    lines = path.read_text().splitlines()
-    return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
-
-
-def _grows(path: Path, by: int) -> None:
-    count = len(_sequence(path)) + by
-    eventually(lambda: len(_sequence(path)) >= count, deadline_s=20, what=f"{by} more packets")
-
-
 @pytest.mark.parametrize("mode", ["exthdr", "flowlabel", "dstopt"])
 def test_a_killed_daemon_and_its_successor_lose_no_packet(
     lab: Lab, tmp_path: Path, mode: str
@@ -148,39 +108,26 @@ def test_a_killed_daemon_and_its_successor_lose_no_packet(
     heard = tmp_path / "heard"
     stream = [sys.executable, "-m", traffic.__name__]
     before = settled_state(lab, "agw")
-    with on_isp2(lab, mode) as (alpha, beta):
+    with on_isp2(lab, mode, fast=True) as (alpha, beta):
         with (
             program(lab, "b1", *stream, "receive", B1, "5005", output=heard),
             program(lab, "a1", *stream, "send", B1, "5005"),
         ):
-            _grows(heard, 50)
+            grows(heard, 50)
             known = alpha.context(A1, B1)
             alpha.kill()
-            _grows(heard, 100)
+            grows(heard, 100)
             with running(lab, ALPHA, changes=bpf(mode)) as (again,):
-                _grows(heard, 150)
+                grows(heard, 150)
                 taken = again.context(A1, B1)
                 assert known is not None and taken is not None
                 for key in ("local_tag", "peer_tag", "local_locator", "peer_locator", "demux"):
                     assert taken[key] == known[key], key
                 assert again.events("contexts taken over")
                 assert not again.events("silence noticed") and not again.events("probe sent")
-                sequence = _sequence(heard)
-                first = sequence[0]
-                assert sequence == list(range(first, first + len(sequence))), "one was lost"
+                assert is_whole(heard), "one was lost"
                 assert again.stop() == 0
         assert not (pins_path(lab) / "alpha").exists()
         assert beta.context(B1, A1) is None, "the peer was told that it is over"
         assert kernel_state(lab, "agw") == before
-        assert _programs(lab, "agw") == []
-
-
-def _programs(lab: Lab, node: str) -> list[str]:
-    """Programs at the interfaces of a node, as ``ip`` shows them."""
-    with inside(lab.namespace(node)):
-        return [
-            f"{name} {kind}"
-            for index, name in socket.if_nameindex()
-            for kind in (_TCX_INGRESS, _TCX_EGRESS)
-            if link_ids(index, kind)
-        ]
+        assert programs(lab, "agw") == []

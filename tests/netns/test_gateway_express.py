@@ -15,7 +15,7 @@ from tests.harness import nft
 from tests.harness.gateway import B1, Gateway, running
 from tests.harness.netns import eventually
 from tests.harness.netns import lab as lab
-from tests.netns.test_gateway_bpf import bpf, on_isp2
+from tests.netns.rehomed_pair import bpf, on_isp2
 from tests.steering.namespaces import inside
 
 pytestmark = pytest.mark.netns
@@ -141,7 +141,7 @@ def test_a_rule_of_the_operator_holds_at_once_and_leaves_no_trace(
 
 @pytest.mark.parametrize("mode", ["exthdr", "flowlabel", "dstopt"])
 def test_a_re_homed_pair_goes_past_and_heeds_a_rule(lab: Lab, flow: Flow, mode: str) -> None:
-    with on_isp2(lab, mode) as (alpha, beta):
+    with on_isp2(lab, mode, fast=True) as (alpha, beta):
         for gateway in (alpha, beta):
             flow.goes_past(gateway)
         with rule_of_ip6tables(lab):

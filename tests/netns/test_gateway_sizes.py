@@ -19,7 +19,6 @@ from tests.harness.gateway import (
     A1,
     A1_ISP2,
     B1,
-    IN_KERNEL,
     PLANES,
     Gateway,
     both,
@@ -158,7 +157,7 @@ def test_tcp_finds_the_largest_packets_of_a_path_in_each_mode(
     lab: Lab, tmp_path: Path, mode: str
 ) -> None:
     """In the kernel: first over 1500 octets, then over a link of 1400 in the middle."""
-    with moved(lab, mode, IN_KERNEL):
+    with moved(lab, mode, fast=True):
         for link_octets in (1500, 1400):
             configure(lab, "p2", f"link set core mtu {link_octets}\n")
             configure(lab, "core", f"link set p2 mtu {link_octets}\n")
