@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 
 import pytest
 
@@ -26,8 +28,7 @@ def schedules() -> int:
     return int(os.environ.get("M6PROXY_SIMULATIONS", usual))
 
 
-@cache
-def played(part: int) -> tuple[str, Census]:
+def play(part: int) -> tuple[str, Census]:
     """Play one part of the seeds; returns what failed first, if anything, and what happened."""
     stories: Census = Counter()
     for seed in range(part, schedules(), PARTS):
@@ -38,6 +39,23 @@ def played(part: int) -> tuple[str, Census]:
             return f"{world.schedule}\n{world.now:8.3f} s: {broken!r}", stories
         stories.update(event for event, times in world.census.items() if times)
     return "", stories
+
+
+@cache
+def _processes() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
+
+
+@cache
+def _playing(part: int) -> Future[tuple[str, Census]]:
+    return _processes().submit(play, part)
+
+
+def played(part: int) -> tuple[str, Census]:
+    """The result of ``play``, while the next part is being played by another core."""
+    if part + 1 < PARTS:
+        _playing(part + 1)
+    return _playing(part).result()
 
 
 @pytest.mark.parametrize("part", range(PARTS))
