@@ -145,6 +145,10 @@ def _refused(table: str, rules: list[str]) -> str | None:
     return said[0] if said else f"ip6tables-restore ended with {result.returncode}"
 
 
+_CARRIES = 0x1 | 0x10000
+"""IFF_UP and IFF_LOWER_UP; the operational state follows up to a second later."""
+
+
 class Kernel:
     """Looks at links, routes and rules through one netlink socket; close it after use."""
 
@@ -152,8 +156,9 @@ class Kernel:
         self._route = IPRoute()
         self._links: dict[str, tuple[int, bool]] = {}
         for link in self._route.get_links():
-            is_up = link.get_attr("IFLA_OPERSTATE") in {"UP", "UNKNOWN"} and link["flags"] & 1
-            self._links[link.get_attr("IFLA_IFNAME")] = (link["index"], bool(is_up))
+            is_up = link.get_attr("IFLA_OPERSTATE") in {"UP", "UNKNOWN"}
+            has_carrier = link["flags"] & _CARRIES == _CARRIES
+            self._links[link.get_attr("IFLA_IFNAME")] = (link["index"], is_up and has_carrier)
 
     def close(self) -> None:
         """Close the socket."""
