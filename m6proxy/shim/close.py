@@ -76,8 +76,7 @@ def handle_unknown(core: Core, message: Close | CloseAck, route: LocatorPair, no
         raise PeerViolation(Reason.NO_CONTEXT, "an acknowledgement of no Close of ours")
     if not core.local_sets.is_local(route.local):
         raise PeerViolation(Reason.NOT_OUR_HOST, "a tag for an address outside the site")
-    if not core.requests_limit.allow(route.peer, now):
-        raise PeerViolation(Reason.RATE_LIMITED, "too many requests from this prefix")
+    core.limit_requests(route.peer, now)
     core.send(CloseAck(message.sender_tag, message.nonce, message.receiver_tag), route)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from m6proxy.discovery.addressing import PLAIN, LocatorMap
 from m6proxy.discovery.remembered import RememberedPeers
+from m6proxy.errors import PeerViolation
 from m6proxy.names import Address, LocatorPair, Prefix
 from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
@@ -190,6 +191,11 @@ class Core:
         """Count one packet that dies here; returns the reason as its verdict."""
         self.drops[reason] = self.drops.get(reason, 0) + 1
         return reason
+
+    def limit_requests(self, source: Address, now: float) -> None:
+        """Raise PeerViolation when a prefix of peers asks too often."""
+        if not self.requests_limit.allow(source, now):
+            raise PeerViolation(Reason.RATE_LIMITED, "too many requests from this prefix")
 
     def report(self, what: What, key: bytes, detail: Detail = "") -> None:
         """Leave an event for people, of a pair of ULIDs (32 octets)."""

@@ -59,8 +59,7 @@ def handle_request(core: Core, message: CapabilityRequest, route: LocatorPair, n
     """Say that we are here; nothing is stored, and nobody gets more octets than he sent."""
     if not core.local_sets.is_local(route.local):
         raise PeerViolation(Reason.NOT_OUR_HOST, "a question to an address outside the site")
-    if not core.requests_limit.allow(route.peer, now):
-        raise PeerViolation(Reason.RATE_LIMITED, "too many requests from this prefix")
+    core.limit_requests(route.peer, now)
     asked = find(message.options, Features) is not None
     core.send(CapabilityReply(message.nonce, _features() if asked else ()), route)
 

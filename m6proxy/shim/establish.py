@@ -118,7 +118,7 @@ def handle_i1(core: Core, message: I1, route: LocatorPair, now: float) -> None:
     would send it anywhere while two exchanges cross.
     """
     key, fii = _identity(core, message.options, route)
-    _allow(core, route, now)
+    core.limit_requests(route.peer, now)
     context = core.contexts.by_pair(key, fii)
     if context is not None and context.peer_locator(route.peer) is not None:
         crossing = context.state in (State.I1_SENT, State.I2_SENT, State.I2BIS_SENT)
@@ -165,7 +165,7 @@ def handle_i2(
     ):
         _send_r2(core, context, message.initiator_nonce, route, now)
         return
-    _allow(core, route, now)
+    core.limit_requests(route.peer, now)
     check_locators(message.options, key[16:], fresh_evidence(message.options, key[16:]))
     pending.put(key, fii, message, route, now + PENDING_PROOF_S)
     name = find(message.options, SenderName)
@@ -255,7 +255,7 @@ def respond_r1bis(core: Core, tag: Tag, route: LocatorPair, now: float) -> None:
         raise PeerViolation(Reason.NOT_OUR_HOST, "a tag for an address outside the site")
     if core.closed.recently(tag, now):
         raise PeerViolation(Reason.NO_CONTEXT, "late on its way in a context that was closed")
-    _allow(core, route, now)
+    core.limit_requests(route.peer, now)
     nonce = core.responder.nonce(now)
     validator = core.responder.validator(nonce, tag, b"", route, 0, now)
     core.send(R1bis(tag, nonce, (ResponderValidator(validator),)), route)
@@ -499,8 +499,3 @@ def _remove_confused(core: Core, context: Context, now: float) -> None:
         if any(locator.address in proved for locator in other.peer_locators if locator.proved):
             core.drop(Reason.CONTEXT_CONFUSED)
             lifecycle.remove(core, other, Input.CONFUSED, now)
-
-
-def _allow(core: Core, route: LocatorPair, now: float) -> None:
-    if not core.requests_limit.allow(route.peer, now):
-        raise PeerViolation(Reason.RATE_LIMITED, "too many requests from this prefix")

@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from m6proxy.errors import PeerViolation
 from m6proxy.names import LocatorPair, Tag
 from m6proxy.reasons import Reason
 from m6proxy.shim import activity, flows, icmp, lifecycle, reap, scope, update
@@ -133,13 +132,10 @@ def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> 
     request = pending.request
     if request.request_nonce != message.request_nonce or find(request.options, ParkTime) is None:
         return False
-    about = find(message.options, Scope)
-    agreed = frozenset(about.tags if about is not None else ())
-    for other in pending.named or (context,):
-        waiting = other.update
-        if waiting is None or waiting.request is not request or other.parking is None:
+    for other, _, is_agreed in scope.answered(pending.named or (context,), request, message):
+        if other.parking is None:
             continue
-        if other is context or (other.local_tag, other.peer_tag) in agreed:
+        if other is context or is_agreed:
             _note_granted(core, other, other.parking, answer.seconds)
         else:
             _tell_away(core, other, core.pace.take(now), now)
@@ -183,8 +179,7 @@ def handle_request(
     about = find(message.options, Scope) if context.peer_features & Feature.SCOPE else None
     agreed: list[tuple[Tag, Tag]] = []
     if about is not None:
-        if not core.requests_limit.allow(route.peer, now):
-            raise PeerViolation(Reason.RATE_LIMITED, "too many requests from this prefix")
+        core.limit_requests(route.peer, now)
         for tags in scope.named_in(about):
             other = scope.addressed(core, tags, route.peer)
             if other is not None and other.peer_features & Feature.PARK:

@@ -11,13 +11,11 @@ that the acknowledgement does not name, or that has none in time, gets an Update
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from m6proxy.errors import PeerViolation
 from m6proxy.names import UNSPECIFIED, Address, LocatorPair, Tag
 from m6proxy.proof.judge import Proof
-from m6proxy.reasons import Reason
 from m6proxy.shim import activity, memo, reap, update
 from m6proxy.shim.context import Context, PendingUpdate
 from m6proxy.shim.core import Core
@@ -166,6 +164,17 @@ def tags_of(named: Iterable[Context]) -> tuple[tuple[Tag, Tag], ...]:
     return tuple([(one.peer_tag, one.local_tag) for one in named])
 
 
+def answered(
+    named: Iterable[Context], request: UpdateRequest, message: UpdateAck
+) -> Iterator[tuple[Context, PendingUpdate, bool]]:
+    """Those that still wait for the answer to a message, and whether the answer names them."""
+    answer = find(message.options, Scope)
+    tags = frozenset(answer.tags if answer is not None else ())
+    for one in named:
+        if one.update is not None and one.update.request is request:
+            yield one, one.update, (one.local_tag, one.peer_tag) in tags
+
+
 def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> bool:
     """Tell whether an acknowledgement was to a message about several contexts; then take it in."""
     pending = context.update
@@ -173,14 +182,9 @@ def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> 
         return False
     if pending.request.request_nonce != message.request_nonce:
         return False
-    answer = find(message.options, Scope)
-    taken_in = frozenset(answer.tags if answer is not None else ())
-    for other in pending.named:
-        waiting = other.update
-        if waiting is None or waiting.request is not pending.request:
-            continue
+    for other, waiting, is_taken_in in answered(pending.named, pending.request, message):
         other.update = None
-        if (other.local_tag, other.peer_tag) in taken_in:
+        if is_taken_in:
             other.told_set = waiting.told
         else:
             other.told_set = None  # the peer has another list, or none: it is told all of ours
@@ -210,8 +214,7 @@ def handle_request(
 
     Raises PeerViolation when its site asks too often.
     """
-    if not core.requests_limit.allow(route.peer, now):
-        raise PeerViolation(Reason.RATE_LIMITED, "too many requests from this prefix")
+    core.limit_requests(route.peer, now)
     taken_in = tuple(
         tags for tags in named_in(scope) if _take_in(core, scope, tags, context, route.peer, now)
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from pyroute2 import IPRoute, NetlinkError
 
 from m6proxy.names import Address, Prefix, address_text
+from m6proxy.steering.uplinks import CARRIES
 
 CAP_NET_ADMIN = 12
 CAP_NET_RAW = 13
@@ -145,10 +146,6 @@ def _refused(table: str, rules: list[str]) -> str | None:
     return said[0] if said else f"ip6tables-restore ended with {result.returncode}"
 
 
-_CARRIES = 0x1 | 0x10000
-"""IFF_UP and IFF_LOWER_UP; the operational state follows up to a second later."""
-
-
 class Kernel:
     """Looks at links, routes and rules through one netlink socket; close it after use."""
 
@@ -157,7 +154,7 @@ class Kernel:
         self._links: dict[str, tuple[int, bool]] = {}
         for link in self._route.get_links():
             is_up = link.get_attr("IFLA_OPERSTATE") in {"UP", "UNKNOWN"}
-            has_carrier = link["flags"] & _CARRIES == _CARRIES
+            has_carrier = link["flags"] & CARRIES == CARRIES
             self._links[link.get_attr("IFLA_IFNAME")] = (link["index"], is_up and has_carrier)
 
     def close(self) -> None:

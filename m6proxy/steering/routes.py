@@ -22,7 +22,7 @@ from typing import Any
 from m6proxy.errors import SetupError
 from m6proxy.names import Prefix, address_text
 from m6proxy.steering.programs import run_program
-from m6proxy.steering.settings import MARK_OURS, SteeringSettings, UplinkSettings
+from m6proxy.steering.settings import SteeringSettings, UplinkSettings
 
 PROTOCOL = 140
 """rtm_protocol and FRA_PROTOCOL of what m6proxy installed; the shim's protocol number."""
@@ -161,10 +161,8 @@ class SourceRouting:
         first = settings.rule_priority
         spare = [_Rule(first, str(u.prefix), _MAIN, True) for u in settings.uplinks]
         marked = [
-            _Rule(
-                max(1, first - 1), None, settings.table(u), False, settings.mark(MARK_OURS + number)
-            )
-            for number, u in enumerate(settings.uplinks, start=1)
+            _Rule(max(1, first - 1), None, settings.table(u), False, settings.uplink_match(u))
+            for u in settings.uplinks
             if settings.mark_shift is not None
         ]
         return [

@@ -91,9 +91,16 @@ class SteeringSettings:
         shift = self.mark_shift or 0
         return f"{octet << shift:#x}/{mask << shift:#x}"
 
+    def uplink_match(self, uplink: UplinkSettings) -> str:
+        """The mark of packets that leave by an uplink, with its mask."""
+        return self.mark(self._uplink_octet(uplink))
+
     def uplink_mark(self, uplink: UplinkSettings) -> int:
-        """The mark of packets that leave by an uplink, whose number is its place from 1."""
-        return (MARK_OURS + 1 + self.uplinks.index(uplink)) << (self.mark_shift or 0)
+        """The same as a number, without the mask."""
+        return self._uplink_octet(uplink) << (self.mark_shift or 0)
+
+    def _uplink_octet(self, uplink: UplinkSettings) -> int:
+        return MARK_OURS + 1 + self.uplinks.index(uplink)
 
     def table(self, uplink: UplinkSettings) -> int:
         """Return the number of an uplink's routing table."""

@@ -37,6 +37,8 @@ _GROUPS: Final = (1, 9, 11, 12, 19)
 """RTNLGRP: links, IPv6 addresses, IPv6 routes, IPv6 interface data (its MTU), IPv6 rules."""
 _IFLA_IFNAME, _IFLA_MTU = 3, 4
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+CARRIES: Final = _IFF_UP | _IFF_LOWER_UP
+"""Flags of a link that takes packets now; its operational state follows up to a second later."""
 
 _IFINFOMSG = struct.Struct("=BxHiII")
 
@@ -269,11 +271,10 @@ class UplinkWatch:
 
     def _retry_helps(self) -> bool:
         """Tell whether a route is missing although its link would carry it."""
-        needed = _IFF_UP | _IFF_LOWER_UP
         return any(
             uplink.name in self._no_route
             and (link := self._link(uplink.interface)) is not None
-            and link.flags & needed == needed
+            and link.flags & CARRIES == CARRIES
             for uplink in self._settings.uplinks
         )
 

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from m6proxy.lab import traffic
+from m6proxy.lab.build import Lab
+from tests.harness.gateway import B1, program
 from tests.harness.netns import eventually
+
+
+@contextmanager
+def streaming(lab: Lab, path: Path) -> Iterator[None]:
+    """Datagrams from a1 to b1 all the while; what came is written to ``path``."""
+    words = [sys.executable, "-m", traffic.__name__]
+    with (
+        program(lab, "b1", *words, "receive", B1, "5005", output=path),
+        program(lab, "a1", *words, "send", B1, "5005"),
+    ):
+        yield
 
 
 def sequence(path: Path) -> list[int]:

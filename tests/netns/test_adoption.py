@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from m6proxy.lab import faults, traffic
+from m6proxy.lab import faults
 from m6proxy.lab.build import Lab
 from m6proxy.lab.topology import ALPHA
 from tests.harness.gateway import (
@@ -19,13 +18,12 @@ from tests.harness.gateway import (
     both,
     established,
     ping,
-    program,
     rehomed,
     running,
 )
 from tests.harness.netns import eventually
 from tests.harness.netns import lab as lab
-from tests.harness.stream import grows, is_whole, sequence
+from tests.harness.stream import grows, is_whole, sequence, streaming
 from tests.netns.rehomed_pair import bpf
 from tests.netns.test_identifier_bpf import A1_AT_2, IDENTIFIER
 
@@ -56,7 +54,6 @@ def _memos(gateway: Gateway) -> Path:
 
 def test_a_name_and_a_fork_are_known_to_the_successor(lab: Lab, tmp_path: Path) -> None:
     heard = tmp_path / "heard"
-    stream = [sys.executable, "-m", traffic.__name__]
     with both(lab, FORKS) as (alpha, beta):
         established(lab, alpha, beta)
 
@@ -66,10 +63,7 @@ def test_a_name_and_a_fork_are_known_to_the_successor(lab: Lab, tmp_path: Path) 
             return len(carrying) == 3
 
         eventually(lambda: forked(alpha), deadline_s=15, what="forks")
-        with (
-            program(lab, "b1", *stream, "receive", B1, "5005", output=heard),
-            program(lab, "a1", *stream, "send", B1, "5005"),
-        ):
+        with streaming(lab, heard):
             grows(heard, 50)
             known = sorted(map(_stable, alpha.contexts()), key=lambda one: int(one["fork"]))
             assert known[0]["peer_name"] and known[1]["fork"]
@@ -96,16 +90,12 @@ def test_a_name_and_a_fork_are_known_to_the_successor(lab: Lab, tmp_path: Path) 
 def test_an_end_that_moved_alone_still_sends_to_what_stands_in(lab: Lab, tmp_path: Path) -> None:
     """Mode identifier: the kernel has an address of the peer that is no place of its own."""
     heard = tmp_path / "heard"
-    stream = [sys.executable, "-m", traffic.__name__]
     with both(lab, IDENTIFIER) as (alpha, beta):
         established(lab, alpha, beta)
         faults.cut(lab, "alpha.isp1")
         rehomed(lab, alpha, (A1_AT_2, B1))
         eventually(lambda: ping(lab, "a1", B1), deadline_s=10, what="answers again")
-        with (
-            program(lab, "b1", *stream, "receive", B1, "5005", output=heard),
-            program(lab, "a1", *stream, "send", B1, "5005"),
-        ):
+        with streaming(lab, heard):
             grows(heard, 50)
             known = alpha.context(A1, B1)
             assert known is not None and known["demux"] == "identifier"

@@ -7,7 +7,6 @@ the way from ours to its own.
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,11 @@ import pytest
 import m6proxy
 from hatch_build import compile_bpf
 from m6proxy.dataplane.bpf.load import OBJECT_NAME
-from m6proxy.lab import traffic
 from m6proxy.lab.build import Lab, pins_path
 from m6proxy.lab.topology import ALPHA
-from tests.harness.gateway import A1, B1, program, running
+from tests.harness.gateway import A1, B1, running
 from tests.harness.netns import lab as lab
-from tests.harness.stream import grows, is_whole
+from tests.harness.stream import grows, is_whole, streaming
 from tests.netns.rehomed_pair import bpf, on_isp2
 
 pytestmark = pytest.mark.netns
@@ -75,12 +73,10 @@ def test_a_stream_lives_on_while_a_release_with_other_maps_takes_over(
     """In the mode that has entries in every map."""
     mode = "flowlabel"
     heard = tmp_path / "heard"
-    stream = [sys.executable, "-m", traffic.__name__]
     newer = {"PYTHONPATH": str(next_release(tmp_path / "next")), "PYTHONSAFEPATH": "1"}
     with (
         on_isp2(lab, mode, fast=True) as (alpha, _),
-        program(lab, "b1", *stream, "receive", B1, "5005", output=heard),
-        program(lab, "a1", *stream, "send", B1, "5005"),
+        streaming(lab, heard),
     ):
         grows(heard, 50)
         known = alpha.context(A1, B1)

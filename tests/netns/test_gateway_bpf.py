@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from m6proxy.lab import faults, traffic
+from m6proxy.lab import faults
 from m6proxy.lab.build import Lab, feed, pins_path
 from m6proxy.lab.topology import ALPHA
 from tests.harness.fastpath import programs
@@ -20,14 +19,13 @@ from tests.harness.gateway import (
     both,
     kernel_state,
     ping,
-    program,
     restore_rules,
     running,
     settled_state,
 )
 from tests.harness.netns import eventually
 from tests.harness.netns import lab as lab
-from tests.harness.stream import grows, is_whole
+from tests.harness.stream import grows, is_whole, streaming
 from tests.netns.rehomed_pair import bpf, on_isp2
 from tests.netns.test_gateway_outage import curl, finished, web
 
@@ -106,13 +104,9 @@ def test_a_killed_daemon_and_its_successor_lose_no_packet(
     lab: Lab, tmp_path: Path, mode: str
 ) -> None:
     heard = tmp_path / "heard"
-    stream = [sys.executable, "-m", traffic.__name__]
     before = settled_state(lab, "agw")
     with on_isp2(lab, mode, fast=True) as (alpha, beta):
-        with (
-            program(lab, "b1", *stream, "receive", B1, "5005", output=heard),
-            program(lab, "a1", *stream, "send", B1, "5005"),
-        ):
+        with streaming(lab, heard):
             grows(heard, 50)
             known = alpha.context(A1, B1)
             alpha.kill()

@@ -3,12 +3,11 @@ need not."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from m6proxy.lab import faults, traffic
+from m6proxy.lab import faults
 from m6proxy.lab.build import Lab
 from m6proxy.lab.topology import ALPHA
 from m6proxy.names import address
@@ -21,7 +20,6 @@ from tests.harness.gateway import (
     both,
     established,
     ping,
-    program,
     raw_socket,
     rehomed,
     running,
@@ -30,7 +28,7 @@ from tests.harness.gateway import (
 from tests.harness.netns import eventually
 from tests.harness.netns import lab as lab
 from tests.harness.packets import udp
-from tests.harness.stream import grows, is_whole
+from tests.harness.stream import grows, is_whole, streaming
 from tests.netns.rehomed_pair import MODES, ON_ISP2
 
 pytestmark = pytest.mark.netns
@@ -115,13 +113,9 @@ def test_packets_to_locator_only_addresses_without_a_context_end_here(lab: Lab) 
 
 def test_a_killed_daemon_and_its_successor_lose_no_packet(lab: Lab, tmp_path: Path) -> None:
     heard = tmp_path / "heard"
-    stream = [sys.executable, "-m", traffic.__name__]
     with both(lab, IDENTIFIER) as (alpha, beta):
         _moved(lab, alpha, beta)
-        with (
-            program(lab, "b1", *stream, "receive", B1, "5005", output=heard),
-            program(lab, "a1", *stream, "send", B1, "5005"),
-        ):
+        with streaming(lab, heard):
             grows(heard, 50)
             known = alpha.context(A1, B1)
             alpha.kill()
