@@ -20,6 +20,7 @@ from m6proxy.shim.transitions import CARRIES, CONTEXT, Input, ReapState, State
 from m6proxy.wire.message import Close, UpdateRequest
 
 if TYPE_CHECKING:
+    from m6proxy.shim.arrivals import Arrived
     from m6proxy.shim.failback import Failback
 
 _NO_DEADLINE: Final = float("inf")
@@ -136,6 +137,7 @@ class Context:
 
     __slots__ = (
         "armed_s",
+        "arrived",
         "closing",
         "established_s",
         "exploration",
@@ -225,7 +227,9 @@ class Context:
         self.peer_mode = DemuxMode.EXTHDR
         """How the peer wants our packets."""
         self.unlabelled_route: bytes | None = None
-        """The locator pair that seemed to lose packets without payload header, 32 octets."""
+        """The locator pair that loses packets without payload header, 32 octets."""
+        self.arrived: Arrived | None = None
+        """What the peer says of packets in another mode over the current pair."""
         self.sent_key: tuple[bytes, int] | None = None
         """Where the table has the context by what it sends: our route, and a label or tag."""
         self.route = key

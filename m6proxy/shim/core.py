@@ -20,6 +20,7 @@ from m6proxy.shim.context import Context
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import Detail, Effect, Report, SendPacket, Wake, What
 from m6proxy.shim.entropy import Entropy
+from m6proxy.shim.features import MODES
 from m6proxy.shim.firstpackets import FirstPackets
 from m6proxy.shim.history import UplinkHistory
 from m6proxy.shim.inquiries import Inquiries
@@ -47,8 +48,10 @@ from m6proxy.wire.message import (
     encode_message,
     encode_probe,
 )
+from m6proxy.wire.options import PayloadCount
 
 _WAKE = Wake()
+_MAX_U32 = 0xFFFFFFFF
 FAILBACK_PROBES_PER_S: Final = 500.0
 """Of all contexts together: when a provider is back, they return one after the other."""
 
@@ -112,6 +115,7 @@ class Core:
         "closed",
         "closing",
         "contexts",
+        "counts_payload",
         "drops",
         "effects",
         "entropy",
@@ -161,6 +165,8 @@ class Core:
         self.icmp_limit = RateLimit(1000.0, 1000.0)
         self.errors_limit = RateLimit(10.0, 10.0)
         self.asks_untagged = settings.asks_for(DemuxMode.IDENTIFIER)
+        self.counts_payload = settings.demux[0] is not DemuxMode.EXTHDR
+        """Whether packets may come in a mode that a path could lose (``arrivals``)."""
         """Whether peers may send to locator-only addresses without a tag."""
         self.failback_limit = RateLimit(FAILBACK_PROBES_PER_S, FAILBACK_PROBES_PER_S)
         self.pace = Pace(settings.probes_per_s)
@@ -215,7 +221,10 @@ class Core:
         received: tuple[ProbeRecord, ...],
     ) -> None:
         """Send a Probe over the pair that its first record names."""
-        octets = encode_probe(context.peer_tag, state, sent, received)
+        options: tuple[PayloadCount, ...] = ()
+        if self.counts_payload and context.peer_features & MODES:
+            options = (PayloadCount(context.packets_in & _MAX_U32),)
+        octets = encode_probe(context.peer_tag, state, sent, received, options)
         src, dst, *_ = sent[0]
         self.effects.append(SendPacket(build_control_packet(src, dst, octets)))
 

@@ -48,7 +48,7 @@ class Exploration:
         "answered",
         "due_s",
         "ended_s",
-        "hearsay",
+        "packets_out",
         "probes",
         "received",
         "sent",
@@ -56,7 +56,7 @@ class Exploration:
         "started_s",
     )
 
-    def __init__(self, pairs: Sequence[LocatorPair], now: float) -> None:
+    def __init__(self, pairs: Sequence[LocatorPair], now: float, packets_out: int) -> None:
         self._pairs = tuple(pairs)
         self._reported: tuple[int, ...] = ()
         """The nonces of those of our probes that the peer reported."""
@@ -71,21 +71,21 @@ class Exploration:
         """How many were sent; decides how long to wait."""
         self.answered = False
         """Whether a probe that left open what the peer hears got its answer since our last one."""
-        self.hearsay = False
-        """Whether a hint alone began it, and no packet is known to lack its answer."""
+        self.packets_out = packets_out
+        """How many the context had sent when it began."""
         self.sent: tuple[ProbeRecord, ...] = ()
         """The latest first."""
         self.received: tuple[ProbeRecord, ...] = ()
         """The latest last."""
 
-    def restart(self, pairs: Sequence[LocatorPair], now: float) -> None:
+    def restart(self, pairs: Sequence[LocatorPair], now: float, packets_out: int) -> None:
         """Search anew, at the initial rate. What was sent stays known; §5.2 of RFC 5534 wants
         only those probes reported that came since the last transition to Exploring."""
         self._pairs = tuple(pairs)
         self.received = ()
         self.probes = 0
         self.answered = False
-        self.hearsay = False
+        self.packets_out = packets_out
         self.started_s = now
         self.ended_s = NEVER
 

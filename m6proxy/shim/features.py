@@ -25,13 +25,7 @@ class Feature(IntFlag):
     """Re-homed packets may carry the context tag in a destination option."""
 
 
-OURS: Final = (
-    Feature.CLOSE
-    | Feature.DELTA
-    | Feature.PARK
-    | Feature.SCOPE
-    | Feature.FLOWLABEL
-    | Feature.IDENTIFIER
-    | Feature.DSTOPT
-)
+MODES: Final = Feature.FLOWLABEL | Feature.IDENTIFIER | Feature.DSTOPT
+"""Ways to send without the payload header."""
+OURS: Final = Feature.CLOSE | Feature.DELTA | Feature.PARK | Feature.SCOPE | MODES
 """What this version understands."""

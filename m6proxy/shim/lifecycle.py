@@ -5,7 +5,7 @@ from __future__ import annotations
 from m6proxy.errors import PeerViolation
 from m6proxy.names import Address, LocatorPair
 from m6proxy.reasons import Reason
-from m6proxy.shim import flows, forward, memo
+from m6proxy.shim import arrivals, flows, forward, memo
 from m6proxy.shim.context import Context
 from m6proxy.shim.core import Core
 from m6proxy.shim.demux import UNTAGGED, DemuxMode
@@ -92,6 +92,7 @@ def use_route(core: Core, context: Context, pair: LocatorPair, now: float) -> No
         return
     context.rehomed_s = now
     context.rehomings += 1
+    arrivals.begin(context)
     if context.flow is not None:
         context.flow.doubted = False
     refresh_path(core, context)

@@ -88,10 +88,11 @@ def send_again(core: Core, context: Context, packets: tuple[bytes, ...], now: fl
     """Send packets of the host once more, the way that the context has now."""
     for packet in packets:
         verdict = rewrite(core, context, packet, now)
-        if verdict is None:
-            core.effects.append(SendPacket(packet))
-        elif isinstance(verdict, bytes):
-            core.effects.append(SendPacket(verdict))
+        sent = packet if verdict is None else verdict
+        if isinstance(sent, bytes):
+            context.packets_out += 1
+            context.octets_out += len(packet)
+            core.effects.append(SendPacket(sent))
 
 
 def _too_big(core: Core, context: Context, packet: bytes, room: int, now: float) -> Reason | None:

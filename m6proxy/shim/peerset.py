@@ -160,9 +160,7 @@ def _take_modes(
             stand_in = option.stand_in if mode is DemuxMode.IDENTIFIER else None
             break
     _take_stand_in(context, stand_in, data)
-    context.unlabelled_route = None
-    if context.exploration is not None:
-        context.exploration.hearsay = True  # what was not answered before has its reason now
+    context.unlabelled_route = context.arrived = None
     if before is DemuxMode.IDENTIFIER is not context.peer_mode:
         core.contexts.forget_untagged(context)
     if context.carries:

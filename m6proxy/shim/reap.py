@@ -23,10 +23,9 @@ from m6proxy.errors import PeerViolation
 from m6proxy.names import Address, LocatorPair
 from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
-from m6proxy.shim import failback, flows
+from m6proxy.shim import arrivals, failback, flows
 from m6proxy.shim.context import NO_LOCATORS, Context
 from m6proxy.shim.core import Core
-from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import AskProof, Searched, What
 from m6proxy.shim.exploration import Exploration, best, candidates
 from m6proxy.shim.held import HeldSegments
@@ -62,7 +61,7 @@ def payload_out(core: Core, context: Context, packet: bytes, now: float) -> None
             context.send_due_s = now + context.send_timeout_s
             core.timers.arm(context, context.send_due_s)
         if repeats:
-            hint(core, context, "TCP gets no answer", now, hearsay=False)
+            hint(core, context, "TCP gets no answer", now)
     else:
         handle(core, context, ReapEvent.PAYLOAD_OUT, now)
 
@@ -92,15 +91,12 @@ def payload_in(core: Core, context: Context, packet: bytes, now: float) -> None:
         handle(core, context, ReapEvent.PAYLOAD_IN, now)
 
 
-def hint(core: Core, context: Context, why: str, now: float, *, hearsay: bool = True) -> None:
-    """Test a context whose path may be dead, for all that somebody says; not too often.
-
-    ``hearsay``: nothing is known to lack an answer.
-    """
+def hint(core: Core, context: Context, why: str, now: float) -> None:
+    """Test a context whose path may be dead, for all that somebody says; not too often."""
     if may_test(context, now):
         context.hinted_s = now
         core.report(What.HINT, context.outbound_key, why)
-        suspect(core, context, now, hearsay=hearsay)
+        suspect(core, context, now)
 
 
 def search_again(core: Core, context: Context, now: float) -> None:
@@ -162,6 +158,7 @@ def handle_probe(
     if context.suspects:
         for pair in confirmed:
             context.suspects = context.suspects.difference(pair) or NO_LOCATORS
+    arrivals.note(context, probe.options)
     if context.reap_state is not ReapState.OPERATIONAL:
         if core.history.scores:
             for pair in confirmed:
@@ -187,19 +184,15 @@ def widen(core: Core, context: Context, now: float) -> None:
         context.exploration.widen(_pairs(core, context, now))
 
 
-def suspect(
-    core: Core, context: Context, due_s: float, slot_s: float = NEVER, *, hearsay: bool = False
-) -> None:
+def suspect(core: Core, context: Context, due_s: float, slot_s: float = NEVER) -> None:
     """Something hints at a failure: test the path at ``due_s``. Changes nothing by itself.
 
     ``slot_s`` is the same when a slot for the probe is taken already. Packets that come in
-    meanwhile do not call it off: they may use another path than ours. ``hearsay``: no packet is
-    known to lack an answer on this path.
+    meanwhile do not call it off: they may use another path than ours.
     """
     exploration = context.exploration or _explore(core, context, due_s)
-    exploration.restart(_pairs(core, context, due_s), due_s)
+    exploration.restart(_pairs(core, context, due_s), due_s, context.packets_out)
     exploration.due_s, exploration.slot_s = due_s, slot_s
-    exploration.hearsay = hearsay
     core.rearm(context)
 
 
@@ -210,7 +203,7 @@ def test_stand_in(core: Core, context: Context, now: float) -> None:
     wire = wire_pair(core, context, context.locators)
     known = context.peer_locator(wire.peer)
     if wire != context.locators and known is not None and not known.tested:
-        suspect(core, context, now, hearsay=True)
+        suspect(core, context, now)
 
 
 def explore(core: Core, context: Context, since_s: float, now: float) -> None:
@@ -223,7 +216,7 @@ def explore(core: Core, context: Context, since_s: float, now: float) -> None:
         handle(core, context, ReapEvent.SEND_TIMER, now)
         return
     exploration = context.exploration or _explore(core, context, now)
-    exploration.restart(_pairs(core, context, now), now)
+    exploration.restart(_pairs(core, context, now), now, context.packets_out)
     if since_s <= exploration.slot_s < exploration.due_s:
         exploration.probes = 1
         wait_s = exploration.wait_s() * core.entropy.uniform(0.9, 1.1)
@@ -272,7 +265,7 @@ def leave_broken(core: Core, context: Context, source: Address, now: float) -> N
     if pair is not None:
         _move(core, context, context.locators, pair, now)
     if not _probed_unbroken(context):
-        suspect(core, context, now, hearsay=True)
+        suspect(core, context, now)
 
 
 def _probed_unbroken(context: Context) -> bool:
@@ -304,11 +297,9 @@ def expire(core: Core, context: Context, now: float) -> None:
     if exploration.due_s and now >= exploration.due_s and _has_slot(core, exploration, now):
         exploration.due_s = NEVER
         exploration.answered = False
-        suspected, hearsay = context.reap_state is ReapState.OPERATIONAL, exploration.hearsay
+        suspected = context.reap_state is ReapState.OPERATIONAL
         handle(core, context, ReapEvent.SEND_TIMER if suspected else ReapEvent.RETRANSMIT, now)
         exploration = context.exploration
-        if exploration is not None:
-            exploration.hearsay = hearsay
     if exploration is None or not exploration.ended_s:
         return
     if now >= exploration.ended_s + RELEASE_EXPLORATION_S:
@@ -354,7 +345,7 @@ def _on_change(
         if context.exploration is None or before is ReapState.OPERATIONAL:
             _explore(core, context, now)
         else:
-            context.exploration.restart(_pairs(core, context, now), now)
+            context.exploration.restart(_pairs(core, context, now), now, context.packets_out)
         core.report(What.SILENCE, context.outbound_key, _WORDS[event])
     elif before is ReapState.OPERATIONAL:
         core.report(What.PEER_EXPLORES, context.outbound_key, _WORDS[event])
@@ -459,7 +450,7 @@ def _note_uplink_works(core: Core, context: Context, pair: LocatorPair) -> None:
 
 
 def _explore(core: Core, context: Context, now: float) -> Exploration:
-    context.exploration = Exploration(_pairs(core, context, now), now)
+    context.exploration = Exploration(_pairs(core, context, now), now, context.packets_out)
     return context.exploration
 
 
@@ -477,7 +468,7 @@ def _choose(core: Core, context: Context, confirmed: tuple[LocatorPair, ...], no
     """Pick the current pair among those that the peer reports to receive (§6.8)."""
     current = context.locators
     if current in confirmed:
-        _doubt_label(core, context)
+        _doubt_mode(core, context, now)
         return
     pair = best(confirmed, context.local_set, context.peer_locators)
     if pair is not None:
@@ -495,24 +486,15 @@ def _move(core: Core, context: Context, left: LocatorPair, pair: LocatorPair, no
         send_held(core, context, now)
 
 
-def _doubt_label(core: Core, context: Context) -> None:
-    """Probes pass the pair in use, but packets were not answered: maybe it loses flow labels,
-    or drops packets with options.
-
-    Probes carry none, so nothing else would show it. The payload header survives any path. A
-    hint that began a test of ours says nothing about that (docs/decisions/0014), nor does silence
-    that began on the pair before: the peer may have told in between that its end is broken.
-    """
-    exploration, rehomed_s = context.exploration, context.rehomed_s
-    if context.mode is DemuxMode.EXTHDR or exploration is None or rehomed_s is None:
-        return
-    if exploration.hearsay or context.reap_state is ReapState.OPERATIONAL:
-        return
-    if exploration.started_s >= rehomed_s + context.send_timeout_s:
-        mode = context.demux
-        context.unlabelled_route = context.route
+def _doubt_mode(core: Core, context: Context, now: float) -> None:
+    """Probes pass the pair in use; if nothing else does, the path loses the mode (``arrivals``)."""
+    exploration = context.exploration
+    if exploration is not None and arrivals.are_lost(context, exploration.packets_out):
+        mode, context.unlabelled_route = context.demux, context.route
         refresh_path(core, context)
         core.report(What.UPDATED, context.outbound_key, f"no {mode} on this path")
+        if context.held is not None:
+            send_held(core, context, now)
 
 
 def _send_probe(core: Core, context: Context, now: float) -> None:

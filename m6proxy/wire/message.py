@@ -115,6 +115,7 @@ _ON_I2 = _ON_I1 | _ON_R1 | _ON_R2
 _ON_UPDATE_ACK = frozenset((opt.NUMBER_SCOPE, opt.NUMBER_PARK_TIME))
 _ON_UPDATE = _ON_R2 | _ON_UPDATE_ACK | {opt.NUMBER_LOCATOR_DELTA}
 _ON_CAPABILITY = frozenset((opt.NUMBER_FEATURES,))
+_ON_PROBE = frozenset((opt.NUMBER_PAYLOAD_COUNT,))
 _ON_OTHERS: frozenset[int] = frozenset()
 
 
@@ -158,9 +159,7 @@ def encode_message(message: Message) -> bytes:
     specific = 0
     match message:
         case Probe(tag, state, sent, received, options):
-            if not options:
-                return encode_probe(tag, state, sent, received)
-            number, body = MessageType.PROBE, _probe_body(tag, state, sent, received)
+            return encode_probe(tag, state, sent, received, options)
         case Keepalive(tag, options):
             number, body = MessageType.KEEPALIVE, _tag_nonce(tag, 0)
         case I1(tag, nonce, options):
@@ -210,22 +209,14 @@ def encode_probe(
     state: ProbeState,
     sent: tuple[ProbeRecord, ...],
     received: tuple[ProbeRecord, ...],
+    options: tuple[Option, ...],
 ) -> bytes:
-    """Return what ``encode_message`` would for a Probe of these fields without options."""
-    return _seal(_PROBE, 0, _probe_body(tag, state, sent, received))
-
-
-def _probe_body(
-    tag: Tag,
-    state: ProbeState,
-    sent: tuple[ProbeRecord, ...],
-    received: tuple[ProbeRecord, ...],
-) -> bytes:
+    """Return what ``encode_message`` would for a Probe of these fields."""
     counts = len(received) << 4 | len(sent)
     body = _PROBE_FIXED.pack(tag >> 32, tag & _MAX_U32, counts, state << 6)
     for src, dst, nonce, data in sent + received:
         body += _RECORD.pack(src, dst, nonce, data)
-    return body
+    return _seal(_PROBE, 0, body + encode_options(options) if options else body)
 
 
 def _seal(number: int, specific: int, body: bytes) -> bytes:
@@ -348,7 +339,7 @@ def _parse_probe(octets: bytes) -> Probe:
         raise MalformedMessage(Reason.BAD_LENGTH, "probe records run past the message", 12)
     fields = _RECORD.iter_unpack(octets[_PROBE_FIXED.size : records_end])
     records = tuple(map(ProbeRecord._make, fields))
-    options = _options(octets, records_end, _ON_OTHERS) if records_end < len(octets) else ()
+    options = _options(octets, records_end, _ON_PROBE) if records_end < len(octets) else ()
     return Probe._make(
         (
             (high & _TAG_HIGH_MASK) << 32 | low,

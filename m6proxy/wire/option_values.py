@@ -280,6 +280,17 @@ class ParkTime:
 
 
 @dataclass(frozen=True, slots=True)
+class PayloadCount:
+    """How many payload packets of the context came in: ours, never critical (docs/wire.md)."""
+
+    packets: int
+    """32 bits: modulo 2^32."""
+
+    def __post_init__(self) -> None:
+        _check_u32(self.packets)
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownOption:
     """An option that nobody here understands, or one out of place whose contents do not parse."""
 
@@ -310,6 +321,7 @@ Option: TypeAlias = (
     | Demux
     | Scope
     | ParkTime
+    | PayloadCount
     | UnknownOption
 )
 

@@ -35,6 +35,7 @@ from m6proxy.wire.option_values import (
     LocatorPreferences,
     Option,
     ParkTime,
+    PayloadCount,
     Preference,
     ResponderValidator,
     Scope,
@@ -75,6 +76,7 @@ __all__ = [
     "LocatorPreferences",
     "Option",
     "ParkTime",
+    "PayloadCount",
     "Preference",
     "ResponderValidator",
     "Scope",
@@ -105,6 +107,8 @@ NUMBER_SCOPE = 0x4004
 NUMBER_DEMUX = 0x4005
 """Ours, from the same range."""
 NUMBER_PARK_TIME = 0x4006
+"""Ours, from the same range."""
+NUMBER_PAYLOAD_COUNT = 0x4007
 """Ours, from the same range."""
 
 _MAX_U8 = 0xFF
@@ -339,6 +343,12 @@ def _parse_park_time(contents: bytes) -> ParkTime:
     return ParkTime(*_U32.unpack(contents))
 
 
+def _parse_payload_count(contents: bytes) -> PayloadCount:
+    if len(contents) != _U32.size:
+        raise _BadContents("the length of a payload count is 4")
+    return PayloadCount(*_U32.unpack(contents))
+
+
 _PARSERS: dict[int, Callable[[bytes], Option]] = {
     NUMBER_RESPONDER_VALIDATOR: ResponderValidator,
     NUMBER_LOCATOR_LIST: _parse_locator_list,
@@ -354,6 +364,7 @@ _PARSERS: dict[int, Callable[[bytes], Option]] = {
     NUMBER_DEMUX: _parse_demux,
     NUMBER_SCOPE: _parse_scope,
     NUMBER_PARK_TIME: _parse_park_time,
+    NUMBER_PAYLOAD_COUNT: _parse_payload_count,
 }
 _KNOWN = frozenset(_PARSERS)
 
@@ -429,6 +440,8 @@ def _encode_option(option: Option) -> bytes:
             )
         case ParkTime(seconds):
             number, contents = NUMBER_PARK_TIME, _U32.pack(seconds)
+        case PayloadCount(packets):
+            number, contents = NUMBER_PAYLOAD_COUNT, _U32.pack(packets)
         case UnknownOption(number, critical, contents):
             pass
     length = len(contents)

@@ -14,18 +14,20 @@ from m6proxy.shim.effects import What
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.features import Feature
 from m6proxy.shim.routability import ReturnRoutability
+from m6proxy.shim.transitions import ReapState
 from m6proxy.wire.ipv6 import NEXT_SHIM, build_packet
-from m6proxy.wire.message import I2, R2, I2bis, R1bis, UpdateRequest, find
+from m6proxy.wire.message import I2, R2, I2bis, Probe, R1bis, UpdateRequest, find
 from m6proxy.wire.options import (
     BROKEN,
     Demux,
     Features,
     LocatorList,
     LocatorPreferences,
+    PayloadCount,
     Preference,
 )
 from tests.harness.entropy import SeededEntropy
-from tests.harness.packets import control, find_messages, icmp_error, udp
+from tests.harness.packets import control, find_messages, icmp_error, tcp, udp
 from tests.harness.pair import A1, A1_ISP2, A2, B1, B1_ISP2, B2, Pair
 from tests.harness.upper import UNKNOWN, upper_layers
 from tests.shim.moved import moved
@@ -38,6 +40,7 @@ ANY_BUT_ASKING = (DemuxMode.EXTHDR, DemuxMode.FLOWLABEL, DemuxMode.DSTOPT)
 TAGS_OR_LABELS = (DemuxMode.EXTHDR, DemuxMode.FLOWLABEL)
 ROUTER = bytes.fromhex("20010db800ff00000000000000000001")
 HOST_LABEL = 0x12345
+NEXT_OPTIONS = 60
 
 
 @pytest.fixture
@@ -262,7 +265,79 @@ def test_a_hint_is_no_reason_to_doubt_that_labels_arrive(labelled: Pair) -> None
     labelled.inject(alpha, icmp_error(ROUTER, A1_ISP2, 1, 0, 0, sent))
     labelled.stream(2.0, both=True, interval_s=0.1)
     assert len(alpha.what(What.SILENCE)) == before + 1, "it was tested"
-    assert alpha.context.demux == "flowlabel"
+    assert [site.context.demux for site in labelled.sites.values()] == ["flowlabel"] * 2
+
+
+@pytest.mark.parametrize("kernel", [False, True], ids=["slow", "fast"])
+@pytest.mark.parametrize("demux", [LABELS, OPTIONS], ids=["flowlabel", "dstopt"])
+def test_a_segment_that_tcp_repeats_is_no_reason_while_anything_arrives(
+    demux: tuple[DemuxMode, ...], kernel: bool
+) -> None:
+    """A flood beside it starves TCP: that says nothing of the path (seen with iperf3)."""
+    pair = moved(demux=demux, kernel=kernel)
+    pair.lose = lambda packet: packet[40:] == segment[40:] or packet[48:] == segment[40:]
+    segment = tcp(A1, B1, bytes(1000))
+    for _ in range(60):
+        pair.host_sends(pair.alpha, segment)
+        pair.stream(0.1)
+        pair.run(0.9)
+    assert len(pair.alpha.what(What.HINT)) > 2, "the segments began tests"
+    assert [site.context.demux for site in pair.sites.values()] == [demux[0].name.lower()] * 2
+
+
+@pytest.mark.parametrize("demux", [LABELS, OPTIONS], ids=["flowlabel", "dstopt"])
+def test_an_outage_of_the_path_is_no_reason(demux: tuple[DemuxMode, ...]) -> None:
+    """Its end looks like a path that lets probes alone pass; what came before it tells."""
+    pair = moved(demux=demux)
+    for _ in range(3):
+        pair.stream(5.0, both=True, interval_s=0.1)
+        everywhere = set(pair.cut)
+        for number in (1, 2):
+            pair.cut_provider("a", number)
+        pair.stream(5.0, both=True, interval_s=0.1)
+        assert pair.alpha.context.reap_state is not ReapState.OPERATIONAL
+        pair.cut = everywhere
+    pair.stream(10.0, both=True, interval_s=0.1)
+    assert [site.context.demux for site in pair.sites.values()] == [demux[0].name.lower()] * 2
+
+
+@pytest.mark.parametrize("kernel", [False, True], ids=["slow", "fast"])
+def test_each_direction_of_a_path_is_judged_by_itself(kernel: bool) -> None:
+    """Options pass from beta to alpha only, whoever notices the silence."""
+    pair = moved(demux=OPTIONS, kernel=kernel)
+    pair.lose = lambda packet: packet[8:24] == A1_ISP2 and packet[6] == NEXT_OPTIONS
+    pair.stream(10.0, both=True, interval_s=0.1)
+    assert (pair.alpha.context.demux, pair.beta.context.demux) == ("exthdr", "dstopt")
+    assert pair.stream(1.0, interval_s=0.1)
+
+
+@pytest.mark.parametrize("kernel", [False, True], ids=["slow", "fast"])
+def test_a_path_that_loses_options_is_left_to_tcp_alone_soon_enough(kernel: bool) -> None:
+    """TCP was silent for long and repeats itself rarely: what the gateway repeats counts, too."""
+    pair = Pair(demux=OPTIONS, kernel=kernel)
+    pair.establish()
+    pair.lose = lambda packet: packet[6] == NEXT_OPTIONS
+    segment = tcp(A1, B1, bytes(1000))
+    pair.cut_provider("a", 1)
+    times = [pair.clock.now + after_s for after_s in (0, 0.2, 0.6, 1.4, 3.0, 6.2, 12.6)]
+    for at_s in times:
+        pair.run(at_s - pair.clock.now)
+        pair.host_sends(pair.alpha, segment)
+    pair.run(3.1)
+    assert pair.alpha.context.demux == "exthdr"
+    assert pair.beta.delivered[-1][1] == segment, "without waiting for TCP"
+
+
+def test_a_count_of_a_peer_that_sends_no_modes_is_nothing(labelled: Pair) -> None:
+    """It is read where packets go in a mode that a path could lose, and nowhere else."""
+    plain = moved()
+    for pair in (plain, labelled):
+        probes = find_messages(pair.wire_control(), Probe)
+        said = [find(probe.options, PayloadCount) for _, _, probe in probes]
+        assert all(option is not None for option in said) is (pair is labelled)
+        assert any(option is not None for option in said) is (pair is labelled)
+    assert plain.alpha.context.arrived is None
+    assert labelled.alpha.context.arrived is not None
 
 
 def test_a_peer_that_lost_its_state_recovers_by_its_control_messages(labelled: Pair) -> None:

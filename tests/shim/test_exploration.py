@@ -114,16 +114,16 @@ def test_the_best_of_one_is_the_best_of_one_and_of_what_is_of_no_use(data: st.Da
 
 
 def test_round_and_round() -> None:
-    search = Exploration((AA, AB, BA), 1.0)
+    search = Exploration((AA, AB, BA), 1.0, 0)
     assert [search.take_pair() for _ in range(4)] == [AA, AB, BA, AA]
     search.prefer(BB)
     assert [search.take_pair() for _ in range(4)] == [BB, AB, BA, AA]
-    assert Exploration((), 1.0).take_pair() is None
+    assert Exploration((), 1.0, 0).take_pair() is None
 
 
 def test_no_pair_starves_when_the_peer_probes_all_the_time() -> None:
     """Each probe of the peer started the round anew: the one pair that worked never came up."""
-    search = Exploration((AA, AB, BA, BB), 1.0)
+    search = Exploration((AA, AB, BA, BB), 1.0, 0)
     taken = set()
     for _ in range(8):
         search.prefer(AB)
@@ -132,7 +132,7 @@ def test_no_pair_starves_when_the_peer_probes_all_the_time() -> None:
 
 
 def test_four_quick_probes_then_doubling_to_a_minute() -> None:
-    search = Exploration((AA,), 1.0)
+    search = Exploration((AA,), 1.0, 0)
     waits = []
     for _ in range(15):
         search.probes += 1
@@ -143,7 +143,7 @@ def test_four_quick_probes_then_doubling_to_a_minute() -> None:
 
 
 def test_only_reports_of_our_own_probes_count() -> None:
-    search = Exploration((AA, AB), 1.0)
+    search = Exploration((AA, AB), 1.0, 0)
     mine = ProbeRecord(A1, B1, 7)
     search.note_sent(mine)
     assert search.confirmed((mine,)) == (AA,)

@@ -140,7 +140,7 @@ def test_a_context_wakes_at_its_first_deadline(times: list[float], carries: bool
     set_ += [25.0 + 300.0] if carries else []
     set_ += [next_s] if keepalive_s and next_s else []
     if ended_s:
-        context.exploration = Exploration((), 0.0)
+        context.exploration = Exploration((), 0.0, 0)
         context.exploration.due_s, context.exploration.ended_s = probe_s, ended_s
         set_.append(probe_s or ended_s + RELEASE_EXPLORATION_S)
     if update_s:

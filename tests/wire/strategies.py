@@ -38,6 +38,7 @@ from m6proxy.wire.options import (
     LocatorPreferences,
     Option,
     ParkTime,
+    PayloadCount,
     Preference,
     ResponderValidator,
     Scope,
@@ -114,6 +115,7 @@ options: st.SearchStrategy[Option] = st.one_of(
         st.lists(st.tuples(tags, tags), max_size=9).map(tuple),
     ),
     st.builds(ParkTime, u32),
+    st.builds(PayloadCount, u32),
     st.builds(
         Demux,
         st.integers(0, 255),

@@ -46,6 +46,7 @@ from m6proxy.wire.options import (
     LocatorPreferences,
     Option,
     ParkTime,
+    PayloadCount,
     Preference,
     ResponderValidator,
     Scope,
@@ -198,6 +199,7 @@ OPTION_VALUES: dict[str, Option] = {
         ((0x123456789ABC, 0x43210FEDCBA9), (0x7FFFFFFFFFFF, 1)),
     ),
     "park time": ParkTime(3 * 86_400),
+    "payload count": PayloadCount(0xFFFFFFFE),
 }
 
 OPTIONS_RECEIVED_ONLY: dict[str, tuple[Option, ...]] = {
