@@ -75,12 +75,15 @@ class NfqueueDataPlane:
         queue_outbound: int,
         queue_inbound: int,
         flows: FlowGuard,
+        mark_bits: int = 0,
         max_queued: int = MAX_QUEUED,
         receive_buffer_octets: int = RECEIVE_BUFFER_OCTETS,
         turn_packets: int = TURN_PACKETS,
     ) -> None:
         self._numbers = (queue_outbound, queue_inbound)
         self._flows = flows
+        self._mark_bits = mark_bits
+        """Which bits of a packet's mark are ours, 32 bits: nobody needs them after us."""
         self._max_queued = max_queued
         self._receive_buffer_octets = receive_buffer_octets
         self._turn_packets = turn_packets
@@ -163,12 +166,14 @@ class NfqueueDataPlane:
         return read
 
     def _deliverer(self, sink: Sink) -> Callable[[Any], None]:
-        turn_packets = self._turn_packets
+        turn_packets, mark_bits = self._turn_packets, self._mark_bits
         left = turn_packets
 
         def deliver(packet: Any) -> None:
             nonlocal left
             octets = packet.get_payload()
+            if mark_bits and (mark := packet.get_mark()) & mark_bits:
+                packet.set_mark(mark & ~mark_bits)
             try:
                 verdict = sink(octets)
             except Exception as fault:  # our own mistake must not stop the traffic of the others

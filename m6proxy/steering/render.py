@@ -18,7 +18,7 @@ from string import Template
 
 from m6proxy.names import address_text
 from m6proxy.steering.branches import BRANCH_PREFIX, Tree
-from m6proxy.steering.settings import MARK_OURS, MARK_OURS_MASK, SteeringSettings
+from m6proxy.steering.settings import MARK_OURS, MARK_OURS_MASK, MARK_SHOWN, SteeringSettings
 
 MARK_PAST = 0x8F
 """It goes on as it is; with 0x81 to 0x8e it leaves by that uplink."""
@@ -116,6 +116,8 @@ def _expand(
     ours, past = settings.mark(MARK_OURS, MARK_OURS_MASK), settings.mark(MARK_PAST)
     single["unless_ours"] = f"-m mark ! --mark {ours} " if marked else ""
     single["unless_past"] = f"-m mark ! --mark {past} " if marked else ""
+    if marked:
+        single["if_shown"] = f"-m mark --mark {settings.mark(MARK_SHOWN, MARK_OURS_MASK)}"
     written: list[str] = []
     for line in lines:
         template = Template(line)

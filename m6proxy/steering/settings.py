@@ -15,6 +15,9 @@ _INTERFACE = re.compile(r"[A-Za-z0-9_.@:-]{1,15}")
 _SITE = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 MARK_OURS, MARK_OURS_MASK = 0x80, 0xF0
 """In our octet of the mark: it is decided how the packet goes. Low nibble: an uplink, from 1."""
+MARK_SHOWN = 0x90
+"""The same, if no daemon is there to see the packet first."""
+_MARK_EITHER_MASK = 0xEF
 _RESERVED_TABLES = range(253, 256)
 """default, main and local: never ours."""
 
@@ -93,7 +96,7 @@ class SteeringSettings:
 
     def uplink_match(self, uplink: UplinkSettings) -> str:
         """The mark of packets that leave by an uplink, with its mask."""
-        return self.mark(self._uplink_octet(uplink))
+        return self.mark(self._uplink_octet(uplink), _MARK_EITHER_MASK)
 
     def uplink_mark(self, uplink: UplinkSettings) -> int:
         """The same as a number, without the mask."""

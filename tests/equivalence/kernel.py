@@ -24,6 +24,7 @@ from m6proxy.dataplane.bpf.layout import (
 from m6proxy.dataplane.bpf.load import Loaded, load, read_object
 from m6proxy.dataplane.bpf.programs import SkBuff, Trial
 from m6proxy.shim.effects import Effect, InstallFlow
+from m6proxy.steering.settings import MARK_SHOWN
 from m6proxy.wire.ipv6 import HEADER_OCTETS
 from tests.harness.pair import Site
 
@@ -98,7 +99,7 @@ class KernelSite:
         buffer = SkBuff(gso_size=gso_size, gso_segments=2 if gso_size else 0)
         seen = self.trial("lan_in", packet, buffer)
         assert (seen.verdict, seen.packet) == (PASS, ETHERNET + packet)
-        if seen.mark == 0:
+        if seen.mark == 0 or seen.mark >> SHIFT & 0xF0 == MARK_SHOWN:
             return SLOW
         if seen.mark == layout.mark_of(layout.MARK_PAST, SHIFT):
             return packet

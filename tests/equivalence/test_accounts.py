@@ -27,6 +27,7 @@ from m6proxy.dataplane.bpf.layout import (
 from m6proxy.dataplane.bpf.programs import SkBuff
 from m6proxy.dataplane.bpf.ring import RingReader
 from m6proxy.names import Prefix, address
+from m6proxy.steering.settings import MARK_SHOWN
 from m6proxy.wire.ipv6 import NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_SHIM, build_packet
 from tests.equivalence.kernel import DROP, DROPPED, PASS, REDIRECT, SHIFT, SLOW, KernelSite
 from tests.equivalence.test_vectors import rehomed
@@ -291,6 +292,21 @@ def test_marks_of_others_are_not_touched(site: Site) -> None:
     assert sent.mark == 0x12345
     kernel.configure(mark_shift=0)
     assert kernel.trial("lan_in", packet, SkBuff(mark=0x7700)).mark == 0x7782
+
+
+def test_what_a_daemon_shall_see_first_goes_on_by_its_uplink_without_one(site: Site) -> None:
+    """A daemon that was killed while an answer was overdue took up to 0.75 s of packets with it."""
+    _, kernel, _ = site
+    outbound = kernel.loaded.maps[layout.OUT]
+    flow = OutFlow.unpack(outbound.lookup(A1 + B1) or b"")
+    outbound.update(A1 + B1, replace(flow, flags=flow.flags | OutFlag.WATCHED).pack())
+    packet = udp(A1, B1)
+    seen = kernel.trial("lan_in", packet, SkBuff(mark=0x12345))
+    assert seen.mark == (MARK_SHOWN | 2) << SHIFT | 0x12345
+    sent = kernel.trial("uplink_out", packet, SkBuff(mark=seen.mark))
+    assert (sent.verdict, sent.mark) == (PASS, 0x12345)
+    outbound.update(A1 + B1, flow.pack())
+    assert sent.packet[14:] == kernel.outbound(packet)
 
 
 def test_large_packets_are_measured_by_their_segments(site: Site) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from m6proxy.lab import faults
 from m6proxy.lab.build import Lab, feed, pins_path
-from m6proxy.lab.topology import ALPHA
+from m6proxy.lab.topology import ALPHA, BETA
 from tests.harness.fastpath import programs
 from tests.harness.gateway import (
     A1,
@@ -17,15 +17,17 @@ from tests.harness.gateway import (
     B1,
     Json,
     both,
+    established,
     kernel_state,
     ping,
+    rehomed,
     restore_rules,
     running,
     settled_state,
 )
 from tests.harness.netns import eventually
 from tests.harness.netns import lab as lab
-from tests.harness.stream import grows, is_whole, streaming
+from tests.harness.stream import grows, is_whole, sequence, streaming
 from tests.netns.rehomed_pair import bpf, on_isp2
 from tests.netns.test_gateway_outage import curl, finished, web
 
@@ -97,6 +99,32 @@ def test_stateful_firewalls_see_ulids_both_ways_while_a_flow_moves(
         (flow,) = json.loads(beta.cli("flows", "--json", "--interval", "0.1"))
         assert (flow["local_locator"], flow["peer_locator"], flow["mode"]) == (B1, A1_ISP2, mode)
         assert flow["octets_out"] > 1 << 20 and flow["packets_in"] > 100 and flow["last_out_at"]
+
+
+def test_a_daemon_that_is_killed_while_an_answer_is_overdue_takes_no_packets_with_it(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """The programs show it what the host sends then; half a second of that was lost."""
+    heard = tmp_path / "heard"
+    slow = {**bpf("dstopt"), "send_timeout_s: 3": "send_timeout_s: 8\n  demux: [dstopt, exthdr]"}
+    with running(lab, ALPHA, BETA, changes=slow) as (alpha, beta):
+        established(lab, alpha, beta)
+        faults.cut(lab, "alpha.isp1")
+        rehomed(lab, alpha, (A1_ISP2, B1))
+        with streaming(lab, heard):
+            grows(heard, 50)
+            faults.blackhole(lab, "beta.isp1", "out")
+            seen = alpha.ask("/v1/status")["packets"]["rewritten"]
+            eventually(
+                lambda: alpha.ask("/v1/status")["packets"]["rewritten"] > seen + 5,
+                deadline_s=15,
+                what="packets shown to the daemon",
+            )
+            alpha.kill()
+            grows(heard, 100)
+        numbers = sequence(heard)
+        missing = numbers[-1] - numbers[0] + 1 - len(numbers)
+        assert missing <= 3, "more than was in the queue when it died"
 
 
 @pytest.mark.parametrize("mode", ["exthdr", "dstopt"])

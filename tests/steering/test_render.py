@@ -114,8 +114,10 @@ def test_marked_packets_pass_first() -> None:
     """Where programs in the kernel have decided already; without them nothing reads a mark."""
     marked = replace(SETTINGS, mark_shift=16)
     rules = {table: render_table(marked, table).splitlines() for table in ("mangle", "raw")}
-    (outbound,) = (line for line in rules["mangle"] if "--mark" in line)
+    shown, outbound = (line for line in rules["mangle"] if "--mark" in line)
     (inbound,) = (line for line in rules["raw"] if "--mark" in line)
+    assert shown.startswith("-A M6PROXY-OUT -m mark --mark 0x900000/0xf00000 -m comment")
+    assert shown.endswith("-j NFQUEUE --queue-num 140 --queue-bypass")
     assert outbound.startswith("-I PREROUTING 1 -m mark ! --mark 0x800000/0xf00000 -m comment")
     assert inbound.startswith("-I PREROUTING 1 -m mark ! --mark 0x8f0000/0xff0000 -m comment")
     plain = {table: render_table(SETTINGS, table) for table in ("mangle", "raw")}

@@ -1,6 +1,7 @@
 /* Our 8 bits of the packet's mark, and what the settings say of addresses and interfaces.
  *
- * High nibble 8: ours. Low nibble: 1 to 14 the uplink to leave by, 15 past the queue.
+ * High nibble 8: ours. Low nibble: 1 to 14 the uplink to leave by, 15 past the queue. High nibble 9:
+ * by that uplink, but a daemon that lives sees it first, and takes the mark off.
  */
 #ifndef M6PROXY_MARK_H
 #define M6PROXY_MARK_H
@@ -11,22 +12,28 @@
 #define MARK_NONE 0
 #define MARK_PAST 15
 #define MARK_OURS 0x80
+#define MARK_SHOWN 0x90
+#define MARK_EITHER 0xE0
 
 /* MARK_NONE when the mark is not ours. */
 ALWAYS __u32 number_of(const struct __sk_buff *skb, const struct settings *settings)
 {
 	__u32 bits = skb->mark >> (settings->mark_shift & 31) & 0xFF;
 
-	return (bits & 0xF0) == MARK_OURS ? bits & 0x0F : MARK_NONE;
+	return (bits & MARK_EITHER) == MARK_OURS ? bits & 0x0F : MARK_NONE;
+}
+
+ALWAYS void set_bits(struct __sk_buff *skb, const struct settings *settings, __u32 bits)
+{
+	__u32 shift = settings->mark_shift & 31;
+
+	barrier_var(skb); /* two stores must not become one through a computed pointer */
+	skb->mark = (skb->mark & ~(0xFFU << shift)) | bits << shift;
 }
 
 ALWAYS void set_mark(struct __sk_buff *skb, const struct settings *settings, __u32 number)
 {
-	__u32 shift = settings->mark_shift & 31;
-	__u32 bits = number == MARK_NONE ? 0 : MARK_OURS | number;
-
-	barrier_var(skb); /* two stores must not become one through a computed pointer */
-	skb->mark = (skb->mark & ~(0xFFU << shift)) | bits << shift;
+	set_bits(skb, settings, number == MARK_NONE ? 0 : MARK_OURS | number);
 }
 
 ALWAYS const struct prefix *prefix_of(const struct settings *settings, const struct address *address)

@@ -234,18 +234,37 @@ ALWAYS int can_split(const struct settings *settings, __u8 number)
 	       !(settings->flags >> (number & (UPLINKS_MAX - 1)) & SETTINGS_BARE_UPLINK);
 }
 
+/* Why a daemon that lives has to see a packet that could go without; 0: it need not. */
+ALWAYS __u32 why_shown(const struct settings *settings, const struct view *view,
+		       const struct out_flow *flow, const struct activity *activity)
+{
+	if (flow->flags & OUT_WATCHED && is_attended(settings))
+		return COUNT_SLOW_FLAGGED;
+	if (view->head.next_header == NEXT_TCP && is_overdue(settings, activity))
+		return COUNT_SLOW_OVERDUE;
+	return 0;
+}
+
+/* To the daemon, and if there is none in the queue after all, on by the flow's uplink. */
+ALWAYS int show(struct __sk_buff *skb, const struct settings *settings, __u32 number, __u32 why)
+{
+	set_bits(skb, settings, MARK_SHOWN | (number & (UPLINKS_MAX - 1)));
+	return slow(why);
+}
+
 ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settings *settings,
 		   struct view *view, const struct out_flow *flow, struct recent *recent)
 {
 	struct activity *activity;
-	__u32 octets;
+	__u32 octets, shown;
 
-	if (flow->flags & OUT_SLOW || (flow->flags & OUT_WATCHED && is_attended(settings)))
+	if (flow->flags & OUT_SLOW)
 		return slow(COUNT_SLOW_FLAGGED);
 	activity = activity_of(flow->slot);
-	if (view->head.next_header == NEXT_TCP && is_overdue(settings, activity))
-		return slow(COUNT_SLOW_OVERDUE);
+	shown = why_shown(settings, view, flow, activity);
 	if (flow->mode == MODE_ULIDS) {
+		if (shown)
+			return slow(shown);
 		note_out(skb, settings, flow->slot, activity, view->octets);
 		return onward(skb, link_octets, settings, view, recent, skb->ifindex);
 	}
@@ -261,6 +280,8 @@ ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settin
 		return slow(COUNT_SLOW_TOO_BIG);
 	if (flow->mode == MODE_EXTHDR && skb->gso_size && !can_split(settings, flow->uplink))
 		return slow(COUNT_SLOW_TOO_BIG);
+	if (shown)
+		return show(skb, settings, flow->uplink, shown);
 	note_out(skb, settings, flow->slot, activity, view->octets);
 	return depart(skb, link_octets, settings, view, flow, recent);
 }
