@@ -20,7 +20,7 @@ from m6proxy.shim.transitions import CARRIES, CONTEXT, Input, ReapState, State
 from m6proxy.wire.message import Close, UpdateRequest
 
 if TYPE_CHECKING:
-    from m6proxy.shim.arrivals import Arrived
+    from m6proxy.shim.arrivals import Arrived, Promised
     from m6proxy.shim.failback import Failback
 
 _NO_DEADLINE: Final = float("inf")
@@ -166,6 +166,7 @@ class Context:
         "outbound_key",
         "packets_in",
         "packets_out",
+        "packets_refused",
         "parking",
         "peer_features",
         "peer_generation",
@@ -177,6 +178,7 @@ class Context:
         "peer_parameters",
         "peer_tag",
         "peer_updated",
+        "promised",
         "reap_state",
         "rehomed_s",
         "rehomings",
@@ -230,6 +232,8 @@ class Context:
         """The locator pair that loses packets without payload header, 32 octets."""
         self.arrived: Arrived | None = None
         """What the peer says of packets in another mode over the current pair."""
+        self.promised: Promised | None = None
+        """What it says of those that it sent."""
         self.sent_key: tuple[bytes, int] | None = None
         """Where the table has the context by what it sends: our route, and a label or tag."""
         self.route = key
@@ -282,6 +286,8 @@ class Context:
         # what people and the idle timer ask for
         self.packets_in = 0
         self.packets_out = 0
+        self.packets_refused = 0
+        """Those that found the context between addresses, or at a time, at which none may."""
         self.octets_in = 0
         self.octets_out = 0
         self.last_traffic_s = 0.0
@@ -318,6 +324,11 @@ class Context:
     def demux(self) -> str:
         """The same as a word."""
         return self.mode.name.lower()
+
+    @property
+    def packets_arrived(self) -> int:
+        """Payload packets that found the context, refused ones too."""
+        return self.packets_in + self.packets_refused
 
     @property
     def carries(self) -> bool:

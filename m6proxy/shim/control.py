@@ -227,6 +227,7 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
         raise PeerViolation(Reason.PARKED, "a test while one end is away")
     if type(message) is Keepalive:
         reap.handle_keepalive(core, context, now)  # what it starts is armed there
+        reap.handle_count(core, context, message.options, now)
         return
     match message:
         case Probe():

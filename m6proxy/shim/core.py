@@ -223,7 +223,7 @@ class Core:
         """Send a Probe over the pair that its first record names."""
         options: tuple[PayloadCount, ...] = ()
         if self.counts_payload and context.peer_features & MODES:
-            options = (PayloadCount(context.packets_in & _MAX_U32),)
+            options = (PayloadCount(context.packets_arrived & _MAX_U32),)
         octets = encode_probe(context.peer_tag, state, sent, received, options)
         src, dst, *_ = sent[0]
         self.effects.append(SendPacket(build_control_packet(src, dst, octets)))

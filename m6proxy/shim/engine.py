@@ -571,7 +571,13 @@ class Engine:
         return restored
 
     def _admit(self, context: Context, packet: bytes, now: float) -> Reason | None:
-        """Check what is not as with the packet before: the addresses, or the state."""
+        """Check what is not as with the packet before; what is refused has arrived all the same."""
+        refused = self._why_not(context, packet, now)
+        context.packets_refused += refused is not None
+        return refused
+
+    def _why_not(self, context: Context, packet: bytes, now: float) -> Reason | None:
+        """Look at the addresses, when they are others, and at the state."""
         core = self._core
         pair = packet[8:40]
         if pair != context.last_in_pair:

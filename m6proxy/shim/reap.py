@@ -37,6 +37,7 @@ from m6proxy.shim.timers import NEVER, RELEASE_EXPLORATION_S, REPROOF_S
 from m6proxy.shim.transitions import REAP, Act, ReapEvent, ReapState
 from m6proxy.wire.ipv6 import NEXT_TCP
 from m6proxy.wire.message import Keepalive, Probe, ProbeRecord, ProbeState
+from m6proxy.wire.options import Option
 
 TEST_PAUSE_S: Final = 10.0
 """Between two tests of one context, and after a search has ended."""
@@ -133,6 +134,12 @@ def handle(core: Core, context: Context, event: ReapEvent, now: float) -> None:
 def handle_keepalive(core: Core, context: Context, now: float) -> None:
     """§6.6."""
     handle(core, context, ReapEvent.KEEPALIVE_IN, now)
+
+
+def handle_count(core: Core, context: Context, options: tuple[Option, ...], now: float) -> None:
+    """A Keepalive may say how much its sender has sent: test the path when none of it arrives."""
+    if arrivals.are_missed(context, options):
+        hint(core, context, "payload does not arrive", now)
 
 
 def handle_probe(
@@ -392,7 +399,7 @@ def _keepalive_interval_s(core: Core, context: Context) -> float:
 
 
 def _send_keepalive(core: Core, context: Context, now: float) -> None:
-    core.send(Keepalive(context.peer_tag), context.locators)
+    core.send(Keepalive(context.peer_tag, arrivals.sent(context)), context.locators)
     context.keepalive_next_s = now + _keepalive_interval_s(core, context)
 
 

@@ -115,7 +115,7 @@ _ON_I2 = _ON_I1 | _ON_R1 | _ON_R2
 _ON_UPDATE_ACK = frozenset((opt.NUMBER_SCOPE, opt.NUMBER_PARK_TIME))
 _ON_UPDATE = _ON_R2 | _ON_UPDATE_ACK | {opt.NUMBER_LOCATOR_DELTA}
 _ON_CAPABILITY = frozenset((opt.NUMBER_FEATURES,))
-_ON_PROBE = frozenset((opt.NUMBER_PAYLOAD_COUNT,))
+_ON_REAP = frozenset((opt.NUMBER_PAYLOAD_COUNT,))
 _ON_OTHERS: frozenset[int] = frozenset()
 
 
@@ -323,7 +323,7 @@ def _parse_close_ack(octets: bytes) -> CloseAck:
 
 def _parse_keepalive(octets: bytes) -> Keepalive:
     high, low, _reserved = _TAG_NONCE.unpack_from(octets)
-    return Keepalive(_tag(high, low), _options(octets, 16, _ON_OTHERS))
+    return Keepalive(_tag(high, low), _options(octets, 16, _ON_REAP))
 
 
 def _parse_probe(octets: bytes) -> Probe:
@@ -339,7 +339,7 @@ def _parse_probe(octets: bytes) -> Probe:
         raise MalformedMessage(Reason.BAD_LENGTH, "probe records run past the message", 12)
     fields = _RECORD.iter_unpack(octets[_PROBE_FIXED.size : records_end])
     records = tuple(map(ProbeRecord._make, fields))
-    options = _options(octets, records_end, _ON_PROBE) if records_end < len(octets) else ()
+    options = _options(octets, records_end, _ON_REAP) if records_end < len(octets) else ()
     return Probe._make(
         (
             (high & _TAG_HIGH_MASK) << 32 | low,

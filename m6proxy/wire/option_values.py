@@ -281,7 +281,8 @@ class ParkTime:
 
 @dataclass(frozen=True, slots=True)
 class PayloadCount:
-    """How many payload packets of the context came in: ours, never critical (docs/wire.md)."""
+    """How many payload packets of the context arrived, in a Probe, or were sent, in a Keepalive:
+    ours, never critical (docs/wire.md)."""
 
     packets: int
     """32 bits: modulo 2^32."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
 from m6proxy.shim import forward
 from m6proxy.shim.demux import DemuxMode
@@ -309,6 +310,36 @@ def test_each_direction_of_a_path_is_judged_by_itself(kernel: bool) -> None:
     pair.stream(10.0, both=True, interval_s=0.1)
     assert (pair.alpha.context.demux, pair.beta.context.demux) == ("exthdr", "dstopt")
     assert pair.stream(1.0, interval_s=0.1)
+
+
+@pytest.mark.parametrize("kernel", [False, True], ids=["slow", "fast"])
+def test_hosts_that_send_more_rarely_than_keepalives_go_are_not_given_up(kernel: bool) -> None:
+    """Each gateway hears the other all the time: nothing but the Keepalive tells what is lost."""
+    pair = moved(demux=OPTIONS, kernel=kernel)
+    pair.lose = lambda packet: packet[8:24] == A1_ISP2 and packet[6] == NEXT_OPTIONS
+    for _ in range(20):
+        pair.talk(pair.alpha)
+        pair.run(1.0)
+        pair.talk(pair.beta)
+        pair.run(1.0)
+    assert (pair.alpha.context.demux, pair.beta.context.demux) == ("exthdr", "dstopt")
+    before = len(pair.beta.delivered)
+    packet = pair.talk(pair.alpha)
+    pair.run(0.1)
+    assert [arrived for _, arrived in pair.beta.delivered[before:]] == [packet]
+
+
+def test_what_the_peer_refuses_has_arrived() -> None:
+    """DNS is silent, and the locator not proved: that is no fault of the path."""
+    pair = Pair(demux=OPTIONS)
+    pair.establish()
+    for locator in pair.beta.context.peer_locators[1:]:
+        locator.proof = Proof.NONE
+    pair.dns = False
+    pair.cut.add(("a", 1, "out"))
+    pair.stream(20.0, interval_s=0.1)
+    assert pair.beta.context.packets_refused > 50 and pair.alpha.context.route[:16] == A1_ISP2
+    assert pair.alpha.context.demux == "dstopt"
 
 
 @pytest.mark.parametrize("kernel", [False, True], ids=["slow", "fast"])

@@ -15,6 +15,9 @@ for, each at its longest, one after the other at worst:
     proof      REPROOF, when a locator could not be proved while DNS was wrong
     park       the rest of the time for which a site asked its peers to wait, when it lost its
                state before it could say that it is back, and the peers' patience beyond it
+    mode       with a provider that drops what some modes need: until enough packets are missed
+               to begin a test, the test that marks the count, the pause after it, and as many
+               packets again before the test that ends the mode
     talk       the conversation's own interval, twice, round trips, and DNS
 
 and all of it on the slower of the two clocks.
@@ -24,6 +27,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from m6proxy.shim.arrivals import ENOUGH
+from m6proxy.shim.reap import TEST_PAUSE_S
 from m6proxy.shim.timers import (
     I1_RETRIES_MAX,
     I1_TIMEOUT_S,
@@ -34,7 +39,7 @@ from m6proxy.shim.timers import (
     REPROOF_S,
     backoff_s,
 )
-from tests.harness.simulator.schedule import Away, Conversation, Schedule
+from tests.harness.simulator.schedule import Away, Conversation, Schedule, Strict
 
 PROBE_SPREAD: Final = 1.1
 EXCHANGE_SPREAD: Final = 1.5
@@ -49,10 +54,14 @@ def recovery_bound_s(schedule: Schedule, talk: Conversation) -> float:
     if schedule.scar:
         exchange_s = _whole_s(I1_TIMEOUT_S, I1_RETRIES_MAX)
         exchange_s += _whole_s(I2BIS_TIMEOUT_S, I2BIS_RETRIES_MAX)
+    strict = any(isinstance(step.happening, Strict) for step in schedule.steps)
+    silence_s = max(end.send_timeout_s for end in ends)
+    mode_s = 2 * (ENOUGH * talk.interval_s + silence_s) + TEST_PAUSE_S if strict else 0.0
     away = [step.happening for step in schedule.steps if isinstance(step.happening, Away)]
     park_s = max((one.for_s + PARK_GRACE_S for one in away), default=0.0)
     return (
-        max(end.send_timeout_s for end in ends)
+        silence_s
+        + mode_s
         + park_s
         + turns * MAX_PROBE_TIMEOUT_S * PROBE_SPREAD
         + exchange_s * EXCHANGE_SPREAD

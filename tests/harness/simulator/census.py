@@ -64,6 +64,8 @@ class Event(StrEnum):
     TAG_OPTION = "a packet with its tag in an option"
     NO_TAG = "a re-homed packet that goes by its addresses alone"
     FLOW_LABEL = "a re-homed packet that goes by its flow label"
+    FILTERED = "a packet dropped for its flow label or its option"
+    MODE_LEFT = "a mode that is left since the path loses it"
     SILENCE = "a failure noticed"
     REHOMED = "a context re-homed"
     RETURNED = "a context gone back to a better pair"
@@ -119,6 +121,8 @@ def note_report(census: Census, report: Report, contexts: Sequence[Context]) -> 
             _note_state(census, report.detail)
         case What.UPDATED if report.detail.startswith("the peer has another list"):
             census[Event.RESYNCHRONISED] += 1
+        case What.UPDATED if report.detail.endswith("on this path"):
+            census[Event.MODE_LEFT] += 1
         case What.PARKED:
             granted = report.detail.startswith("the peer waits")
             census[Event.GRANTED if granted else Event.PARKED] += 1

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from m6proxy.names import Address
+from tests.harness.simulator import wire
 from tests.harness.simulator.census import Census, Event
 from tests.harness.simulator.schedule import SiteShape, Weather
 from tests.harness.simulator.topology import PREFIX_OCTETS, prefix_of, router_of
@@ -28,10 +29,12 @@ class Place(NamedTuple):
 class Provider:
     """How one attachment treats packets now."""
 
-    __slots__ = ("cut", "delay_s", "doubles", "fair", "jitter_s", "loss", "told")
+    __slots__ = ("cut", "delay_s", "doubles", "fair", "jitter_s", "loss", "strict", "told")
 
     def __init__(self) -> None:
         self.cut: set[str] = set()
+        self.strict: set[str] = set()
+        """The ways in which nothing passes that a strict provider drops."""
         self.fair = True
         """Whether nothing at all is wrong."""
         self.told = False
@@ -51,13 +54,19 @@ class Provider:
         self._look()
 
     def mend(self) -> None:
-        """Nothing is wrong any more."""
+        """Nothing is wrong any more; but a strict provider stays strict."""
         self.cut.clear()
         self.loss = self.doubles = self.delay_s = self.jitter_s = 0.0
-        self.fair = True
+        self._look()
+
+    def set_strict(self, way: str) -> None:
+        """Be strict from now on, in or out."""
+        self.strict.add(way)
+        self._look()
 
     def _look(self) -> None:
-        self.fair = not (self.cut or self.loss or self.doubles or self.delay_s or self.jitter_s)
+        wrong = self.cut or self.strict or self.loss or self.doubles
+        self.fair = not (wrong or self.delay_s or self.jitter_s)
 
 
 class Network:
@@ -90,6 +99,10 @@ class Network:
         if "out" in leaving.cut or "in" in entering.cut:
             return None
         draw, census = self._random, self._census
+        strict = "out" in leaving.strict or "in" in entering.strict
+        if strict and (wire.flow_label(packet) or wire.has_tag_option(packet)):
+            census[Event.FILTERED] += 1
+            return None
         if draw.random() < leaving.loss or draw.random() < entering.loss:
             census[Event.LOST] += 1
             return None

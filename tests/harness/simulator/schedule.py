@@ -121,6 +121,15 @@ class Weather:
 
 
 @dataclass(frozen=True, slots=True)
+class Strict:
+    """A provider lets pass no flow label and no destination option any more, to the end."""
+
+    site: int
+    uplink: int
+    way: str
+
+
+@dataclass(frozen=True, slots=True)
 class UplinkEvent:
     """The gateway hears that an uplink went or came, true or not."""
 
@@ -168,7 +177,9 @@ class Back:
     site: int
 
 
-Happening: TypeAlias = Cut | Mend | Weather | UplinkEvent | Restart | Dns | Talk | Away | Back
+Happening: TypeAlias = (
+    Cut | Mend | Weather | Strict | UplinkEvent | Restart | Dns | Talk | Away | Back
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +226,7 @@ class _Author:
         self._seed = seed
         self._random = random.Random(seed)
         self._apart = random.Random(f"away {seed}")
+        self._picky = random.Random(f"strict {seed}")
         self._calm = self._random.random() < 0.3
         """No restarts and a good DNS: contexts live long enough to move often."""
         self._sites: tuple[SiteShape, ...] = ()
@@ -234,6 +246,7 @@ class _Author:
         for _ in range(draw.randint(3, 16)):
             steps += self._misfortune(draw.uniform(quiet_s, storm_s), storm_s)
         steps += self._parks(quiet_s, storm_s)
+        steps += self._filters(storm_s)
         steps.sort(key=lambda step: step.at_s)
         scarred = [n for n in range(count) if self._sites[n].uplinks > 1]
         scar = None
@@ -353,6 +366,20 @@ class _Author:
                         steps.append(Step(at_s + 1.0, Cut(site, uplink, way)))
                         steps.append(Step(back_s - 0.5, Mend(site, uplink, way)))
         return [step for step in steps if step.at_s < end_s]
+
+    def _filters(self, end_s: float) -> list[Step]:
+        """A site whose providers are strict, one way or both, from some time on. All sites ask for
+        what they drop."""
+        draw = self._picky
+        if draw.random() < 0.85:
+            return []
+        mode = DemuxMode.FLOWLABEL if self._calm and draw.random() < 0.5 else DemuxMode.DSTOPT
+        self._sites = tuple(replace(shape, demux=mode) for shape in self._sites)
+        site, _ = draw.choice((self._talks[0].first, self._talks[0].second))
+        ways = draw.choice((("in",), ("out",), ("in", "out")))
+        at_s = draw.choice((0.0, draw.uniform(0.0, end_s)))
+        places = [(uplink, way) for uplink in range(self._sites[site].uplinks) for way in ways]
+        return [Step(at_s, Strict(site, *place)) for place in places]
 
     def _places(self, site: int, uplink: int) -> list[tuple[int, int]]:
         if self._random.random() < 0.5:

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from m6proxy.names import TAG_MASK, Address
 
 SHIM: Final = 140
+OPTIONS: Final = 60
+TAG_OPTION: Final = 0x9E
 I1: Final = 1
 R1: Final = 2
 I2: Final = 3
@@ -67,6 +69,11 @@ def named_tag(packet: bytes) -> int:
 def flow_label(packet: bytes) -> int:
     """The flow label; hosts here send 0."""
     return int.from_bytes(packet[1:4]) & 0xFFFFF
+
+
+def has_tag_option(packet: bytes) -> bool:
+    """Whether the context tag is in an option; hosts here send other options."""
+    return packet[6] == OPTIONS and packet[42] == TAG_OPTION
 
 
 def nonce_of(packet: bytes) -> bytes:

@@ -37,6 +37,7 @@ from tests.harness.simulator.schedule import (
     Mend,
     Restart,
     Schedule,
+    Strict,
     Talk,
     UplinkEvent,
     Weather,
@@ -340,6 +341,8 @@ class World:
             case Weather():
                 place = Place(happening.site, happening.uplink)
                 self.network.providers[place].change(happening)
+            case Strict(site, uplink, way):
+                self.network.providers[Place(site, uplink)].set_strict(way)
             case UplinkEvent(site, uplink, up):
                 if not up:
                     dead = self.network.providers[Place(site, uplink)].cut
