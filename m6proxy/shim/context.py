@@ -166,7 +166,7 @@ class Context:
         "outbound_key",
         "packets_in",
         "packets_out",
-        "packets_refused",
+        "packets_unproved",
         "parking",
         "peer_features",
         "peer_generation",
@@ -286,8 +286,8 @@ class Context:
         # what people and the idle timer ask for
         self.packets_in = 0
         self.packets_out = 0
-        self.packets_refused = 0
-        """Those that found the context between addresses, or at a time, at which none may."""
+        self.packets_unproved = 0
+        """Those that were dropped since their source was not proved yet."""
         self.octets_in = 0
         self.octets_out = 0
         self.last_traffic_s = 0.0
@@ -327,8 +327,8 @@ class Context:
 
     @property
     def packets_arrived(self) -> int:
-        """Payload packets that found the context, refused ones too."""
-        return self.packets_in + self.packets_refused
+        """Payload packets that found the context."""
+        return self.packets_in + self.packets_unproved
 
     @property
     def carries(self) -> bool:

@@ -571,13 +571,7 @@ class Engine:
         return restored
 
     def _admit(self, context: Context, packet: bytes, now: float) -> Reason | None:
-        """Check what is not as with the packet before; what is refused has arrived all the same."""
-        refused = self._why_not(context, packet, now)
-        context.packets_refused += refused is not None
-        return refused
-
-    def _why_not(self, context: Context, packet: bytes, now: float) -> Reason | None:
-        """Look at the addresses, when they are others, and at the state."""
+        """Check what is not as with the packet before: the addresses, or the state."""
         core = self._core
         pair = packet[8:40]
         if pair != context.last_in_pair:
@@ -586,6 +580,7 @@ class Engine:
                 return core.drop(Reason.WRONG_LOCATOR)
             locator = context.peer_locator(route.peer)
             if locator is None or not locator.proved:
+                context.packets_unproved += 1
                 return control.unproved(core, context, now)
             if context.parking is not None:
                 park.handle_packet(core, context, now)

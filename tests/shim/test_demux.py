@@ -338,7 +338,7 @@ def test_what_the_peer_refuses_has_arrived() -> None:
     pair.dns = False
     pair.cut.add(("a", 1, "out"))
     pair.stream(20.0, interval_s=0.1)
-    assert pair.beta.context.packets_refused > 50 and pair.alpha.context.route[:16] == A1_ISP2
+    assert pair.beta.context.packets_unproved > 50 and pair.alpha.context.route[:16] == A1_ISP2
     assert pair.alpha.context.demux == "dstopt"
 
 
