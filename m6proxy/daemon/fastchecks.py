@@ -10,8 +10,10 @@ from dataclasses import replace
 
 from m6proxy.daemon.config import Config
 from m6proxy.daemon.express import interfaces
+from m6proxy.daemon.fastpath import too_many_uplinks
 from m6proxy.dataplane.bpf import auxiliary
 from m6proxy.dataplane.bpf.features import Offer, probe, try_programs
+from m6proxy.dataplane.bpf.layout import UPLINKS_MAX
 from m6proxy.dataplane.bpf.load import BpfObject, read_object
 from m6proxy.dataplane.offloads import harms, read_offloads
 from m6proxy.discovery.addressing import MapKind
@@ -88,12 +90,15 @@ def _programs(read: Callable[[], BpfObject]) -> Finding:
 def _choice(config: Config) -> Finding:
     """Which data plane will be used where the kernel takes the programs."""
     what = "data plane"
+    level = Level.FAILURE if config.fast_path == "bpf" else Level.WARNING
     if config.fast_path == "off":
         return Finding(what, Level.OK, "NFQUEUE, because fast_path is off")
     if not config.manage_routes:
-        level = Level.FAILURE if config.fast_path == "bpf" else Level.WARNING
         why = "NFQUEUE, because bpf routes by marks and routing.manage is false"
         return Finding(what, level, why, "set routing.manage, or fast_path: off")
+    if len(config.uplinks) > UPLINKS_MAX:
+        why = f"NFQUEUE, because {too_many_uplinks(config)}"
+        return Finding(what, level, why, "have fewer uplinks, or set fast_path: off")
     return Finding(what, Level.OK, "bpf for usual packets, NFQUEUE for the others")
 
 

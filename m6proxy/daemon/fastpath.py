@@ -6,6 +6,7 @@ import contextlib
 from typing import NamedTuple
 
 from m6proxy.daemon.config import Config
+from m6proxy.dataplane.bpf.layout import UPLINKS_MAX
 from m6proxy.dataplane.bpf.site import BpfSettings, BpfSite, BpfUplink
 from m6proxy.dataplane.bpf.takeover import remove_leftovers
 from m6proxy.errors import SetupError
@@ -30,6 +31,8 @@ def open_fast_path(config: Config) -> FastPath:
     try:
         if not config.manage_routes:
             raise SetupError("the fast path routes by marks, and routing.manage is false")
+        if len(config.uplinks) > UPLINKS_MAX:
+            raise SetupError(too_many_uplinks(config))
         site = BpfSite(_wanted(config), config.bpf_folder)
     except SetupError as refused:
         if config.fast_path == "bpf":
@@ -41,6 +44,11 @@ def open_fast_path(config: Config) -> FastPath:
     if not site.is_lasting:
         why += f", but {config.bpf_folder} goes with us: a restart begins anew"
     return FastPath(site, why)
+
+
+def too_many_uplinks(config: Config) -> str:
+    """Why a site has uplinks that the programs have no mark for."""
+    return f"the fast path has marks for {UPLINKS_MAX} uplinks, and there are {len(config.uplinks)}"
 
 
 def _wanted(config: Config) -> BpfSettings:

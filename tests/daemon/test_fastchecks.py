@@ -11,6 +11,7 @@ from pyroute2 import Ethtool
 
 from m6proxy.daemon.config import Config, LocatorSettings, parse_config
 from m6proxy.daemon.fastchecks import check_fast_path
+from m6proxy.daemon.fastpath import open_fast_path
 from m6proxy.dataplane.bpf.features import Offer, probe
 from m6proxy.dataplane.bpf.load import BpfObject, read_object
 from m6proxy.dataplane.offloads import Offloads, harms, linux_version, read_offloads
@@ -59,6 +60,21 @@ def test_this_kernel_takes_our_programs(config: Config) -> None:
 )
 def test_the_data_plane_that_will_be_used_is_named(keys: str, line: str) -> None:
     assert said(parse_config(TEXT + keys, "f.yaml"), ALL)[2].startswith(line)
+
+
+@pytest.mark.netns
+def test_more_uplinks_than_marks_are_no_reason_to_die(tmp_path: Path) -> None:
+    """A fifteenth uplink ended the start with a traceback; all other parts take sixteen."""
+    more = "".join(
+        f'  more{n}: {{interface: wan{n}, prefix: "2001:db8:c{n:x}::/48", gateway: "fe80::1", '
+        f"preference: {n}}}\n"
+        for n in range(3, 16)
+    )
+    text = TEXT.replace("dns:", f"{more}dns:") + f"control: {tmp_path}/alpha.sock\n"
+    config = parse_config(text, "f.yaml")
+    site, why = open_fast_path(config)
+    assert (site, why) == (None, "the fast path has marks for 14 uplinks, and there are 15")
+    assert said(config, ALL)[2].startswith(f"warn data plane: NFQUEUE, because {why}")
 
 
 @pytest.mark.netns

@@ -26,13 +26,23 @@ from m6proxy.dataplane.bpf.layout import (
 )
 from m6proxy.dataplane.bpf.programs import SkBuff
 from m6proxy.dataplane.bpf.ring import RingReader
+from m6proxy.dataplane.nfqueue import COPY_OCTETS
 from m6proxy.names import Prefix, address
 from m6proxy.steering.settings import MARK_SHOWN
 from m6proxy.wire.ipv6 import NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_SHIM, build_packet
-from tests.equivalence.kernel import DROP, DROPPED, PASS, REDIRECT, SHIFT, SLOW, KernelSite
+from tests.equivalence.kernel import (
+    DROP,
+    DROPPED,
+    LOOPBACK_INDEX,
+    PASS,
+    REDIRECT,
+    SHIFT,
+    SLOW,
+    KernelSite,
+)
 from tests.equivalence.test_vectors import rehomed
 from tests.harness.packets import tcp, udp
-from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, B2, Pair
+from tests.harness.pair import A1, A1_ISP2, A2, B1, B1_ISP2, B2, Pair
 
 pytestmark = pytest.mark.netns
 
@@ -161,6 +171,16 @@ def test_what_python_wants_to_see_goes_there(site: Site) -> None:
     assert (kernel.outbound(packet), kernel.inbound(answer)) == (SLOW, SLOW)
 
 
+def test_what_python_wants_of_a_context_goes_there_when_its_miss_was_pushed_out(
+    site: Site,
+) -> None:
+    """A host that scanned the world pushed it out: the peer of a pair with forks fell silent."""
+    _, kernel, _ = site
+    slow = OutFlow(A1 + B2, Mode.ULIDS, 1, 1, flags=OutFlag.SLOW)
+    kernel.loaded.maps[layout.OUT].update(A1 + B2, slow.pack())
+    assert (kernel.outbound(udp(A1, B2)), kernel.inbound(udp(B2, A1))) == (SLOW, SLOW)
+
+
 @pytest.mark.parametrize("kind", ["marked", "whole prefix"])
 def test_packets_to_locator_only_addresses_are_for_python_and_then_for_nobody(
     site: Site, kind: str
@@ -278,9 +298,32 @@ def test_a_packet_that_was_marked_for_an_uplink_never_leaks(
     if flow is not None:
         out.update(A1 + B1, flow.pack())
     packet = udp(A1, B1)
-    sent = kernel.trial("uplink_out", packet, SkBuff(mark=layout.mark_of(2, SHIFT)))
+    marked = SkBuff(mark=layout.mark_of(2, SHIFT), ingress_index=LOOPBACK_INDEX)
+    sent = kernel.trial("uplink_out", packet, marked)
     assert sent.verdict == verdict
     assert sent.packet[14:] == packet
+
+
+def test_the_gateways_own_question_leaves_by_an_uplink_without_an_address(site: Site) -> None:
+    """Such an uplink has link-local addresses alone, and the question one of the LAN's: it died."""
+    _, kernel, _ = site
+    question = SkBuff(mark=layout.mark_of(2, SHIFT))
+    assert kernel.trial("uplink_out", udp(A2, B2, ports=(4000, 53)), question).verdict == PASS
+
+
+@pytest.mark.parametrize("stale", [layout.MARK_PAST, 2])
+def test_a_packet_out_of_a_tunnel_has_no_mark_of_ours(site: Site, stale: int) -> None:
+    """VXLAN leaves the outer packet's mark on the inner one: none of these was looked at."""
+    pair, kernel, _ = site
+    within = SkBuff(mark=layout.mark_of(stale, SHIFT) | 0x12345)
+    rehomed_packet = from_peer(pair, b"data")
+    restored = kernel.trial("uplink_in", rehomed_packet, within)
+    assert restored.packet[14:] == kernel.inbound(rehomed_packet)
+    unknown = build_packet(B1_ISP2, A1_ISP2, NEXT_SHIM, bytes(8))
+    chained = build_packet(A1, B1, NEXT_DESTINATION, bytes([17, 0, 1, 4]) + bytes(12))
+    assert kernel.outbound(chained) is SLOW
+    for program, packet in ("uplink_in", unknown), ("lan_in", chained):
+        assert kernel.trial(program, packet, within).mark == 0x12345
 
 
 def test_marks_of_others_are_not_touched(site: Site) -> None:
@@ -307,6 +350,17 @@ def test_what_a_daemon_shall_see_first_goes_on_by_its_uplink_without_one(site: S
     assert (sent.verdict, sent.mark) == (PASS, 0x12345)
     outbound.update(A1 + B1, flow.pack())
     assert sent.packet[14:] == kernel.outbound(packet)
+
+
+def test_what_is_too_large_for_the_queue_is_not_shown_to_the_daemon(site: Site) -> None:
+    """It was cut there and dropped, and so were TCP's repetitions: nothing was ever answered."""
+    _, kernel, _ = site
+    flow = OutFlow(A1_ISP2 + B1_ISP2, Mode.FLOWLABEL, 1, 2, flags=OutFlag.WATCHED, label=5)
+    kernel.loaded.maps[layout.OUT].update(A1 + B1, flow.pack())
+    packet = tcp(A1, B1, bytes(2800))
+    largest = COPY_OCTETS - len(tcp(A1, B1))
+    assert kernel.outbound(packet, gso_size=largest) is SLOW
+    assert isinstance(kernel.outbound(packet, gso_size=largest + 1), bytes)
 
 
 def test_large_packets_are_measured_by_their_segments(site: Site) -> None:

@@ -153,6 +153,8 @@ ALWAYS int count_miss(struct __sk_buff *skb, __u32 link_octets, const struct set
 	__u32 why = 0;
 
 	if (!miss) {
+		if (bpf_map_lookup_elem(&m6p_out_v1, ulids))
+			return 0; /* a context that wants all, but the map forgot */
 		settle(trait, now_ns);
 		return 1;
 	}

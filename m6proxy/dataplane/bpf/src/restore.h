@@ -291,8 +291,14 @@ ALWAYS int from_uplink(struct __sk_buff *skb, __u32 link_octets)
 	struct pair ulids;
 	int verdict;
 
-	if (!settings || skb->pkt_type != PACKET_HOST ||
-	    number_of(skb, settings) == MARK_PAST || !see(skb, link_octets, &view))
+	if (!settings || skb->pkt_type != PACKET_HOST)
+		return PASS;
+	if (bits_of(skb, settings) == MARK_REGROUPED) {
+		set_mark(skb, settings, MARK_PAST);
+		return PASS;
+	}
+	unmark(skb, settings);
+	if (!see(skb, link_octets, &view))
 		return PASS;
 	describe(&trait, settings, &view);
 	recent = recent_of(&trait);
@@ -361,7 +367,10 @@ ALWAYS int after_regroup(struct __sk_buff *skb)
 	uplink = settings->uplinks[number & (UPLINKS_MAX - 1)];
 	set_mark(skb, settings, MARK_PAST);
 	verdict = arrive(skb, ETH_HLEN, settings, &view, uplink);
-	return verdict == PASS ? bpf_redirect(uplink, BPF_F_INGRESS) : verdict;
+	if (verdict != PASS)
+		return verdict;
+	set_bits(skb, settings, MARK_REGROUPED);
+	return bpf_redirect(uplink, BPF_F_INGRESS);
 }
 
 #endif

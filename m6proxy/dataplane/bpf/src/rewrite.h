@@ -7,6 +7,8 @@
 
 /* m6proxy/shim/forward.py SEGMENT_OCTETS */
 #define SEGMENT_OCTETS 40
+/* m6proxy/dataplane/nfqueue.py COPY_OCTETS: what is larger Python cannot rewrite */
+#define QUEUED_OCTETS_MAX 3840
 
 /* Insert 8 octets behind the fixed header and let a header of our own stand before them. */
 ALWAYS int insert(struct __sk_buff *skb, __u32 link_octets, struct view *view,
@@ -128,7 +130,7 @@ ALWAYS int to_uplink(struct __sk_buff *skb, __u32 link_octets)
 	if (!see(skb, link_octets, &view))
 		return drop(COUNT_DROP_NO_FLOW);
 	if (!copy_flow(&view.head.at, &flow)) {
-		if (!prefix_of(settings, &view.head.at.src))
+		if (!skb->ingress_ifindex || !prefix_of(settings, &view.head.at.src))
 			return PASS; /* the gateway's own: the daemon asks a name server this way */
 		return drop(COUNT_DROP_NO_FLOW);
 	}
@@ -280,7 +282,7 @@ ALWAYS int lan_hit(struct __sk_buff *skb, __u32 link_octets, const struct settin
 		return slow(COUNT_SLOW_TOO_BIG);
 	if (flow->mode == MODE_EXTHDR && skb->gso_size && !can_split(settings, flow->uplink))
 		return slow(COUNT_SLOW_TOO_BIG);
-	if (shown)
+	if (shown && octets <= QUEUED_OCTETS_MAX)
 		return show(skb, settings, flow->uplink, shown);
 	note_out(skb, settings, flow->slot, activity, view->octets);
 	return depart(skb, link_octets, settings, view, flow, recent);
@@ -302,7 +304,10 @@ ALWAYS int from_lan(struct __sk_buff *skb, __u32 link_octets)
 	struct trait trait;
 	struct view view;
 
-	if (!settings || skb->pkt_type != PACKET_HOST || !see(skb, link_octets, &view))
+	if (!settings || skb->pkt_type != PACKET_HOST)
+		return PASS;
+	unmark(skb, settings);
+	if (!see(skb, link_octets, &view))
 		return PASS;
 	describe(&trait, settings, &view);
 	recent = recent_of(&trait);
