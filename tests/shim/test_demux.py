@@ -9,15 +9,26 @@ import pytest
 
 from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
-from m6proxy.shim import forward
+from m6proxy.shim import arrivals, forward
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import What
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.features import Feature
 from m6proxy.shim.routability import ReturnRoutability
 from m6proxy.shim.transitions import ReapState
+from m6proxy.shim.verdict import CONSUMED
 from m6proxy.wire.ipv6 import NEXT_SHIM, build_packet
-from m6proxy.wire.message import I2, R2, I2bis, Probe, R1bis, UpdateRequest, find
+from m6proxy.wire.message import (
+    I2,
+    R2,
+    I2bis,
+    Probe,
+    ProbeRecord,
+    ProbeState,
+    R1bis,
+    UpdateRequest,
+    find,
+)
 from m6proxy.wire.options import (
     BROKEN,
     Demux,
@@ -369,6 +380,41 @@ def test_a_count_of_a_peer_that_sends_no_modes_is_nothing(labelled: Pair) -> Non
         assert any(option is not None for option in said) is (pair is labelled)
     assert plain.alpha.context.arrived is None
     assert labelled.alpha.context.arrived is not None
+
+
+def test_the_payload_header_is_doubted_no_more() -> None:
+    """Once it stands in for a mode that the path loses, an outage is an outage."""
+    pair = moved(demux=OPTIONS)
+    pair.lose = lambda packet: packet[6] == NEXT_OPTIONS
+    pair.stream(10.0, both=True, interval_s=0.1)
+    everywhere = set(pair.cut)
+    for number in (1, 2):
+        pair.cut_provider("a", number)
+    pair.stream(5.0, both=True, interval_s=0.1)
+    pair.cut, back_s = everywhere, pair.clock.now
+    pair.stream(20.0, both=True, interval_s=0.1)
+    for site in pair.sites.values():
+        assert site.what(What.OPERATIONAL)[-1] > back_s
+        assert len(site.what(What.UPDATED)) == 1, "no dstopt on this path"
+
+
+def test_a_probe_that_says_nothing_of_what_arrived_changes_nothing(labelled: Pair) -> None:
+    """Not every peer that takes a mode knows the option."""
+    context = labelled.alpha.context
+    known = context.arrived
+    probe = Probe(context.local_tag, ProbeState.EXPLORING, (ProbeRecord(B1_ISP2, A1_ISP2, 1),))
+    assert labelled.inject(labelled.alpha, control(B1_ISP2, A1_ISP2, probe)) is CONSUMED
+    assert known is not None and context.arrived == known
+
+
+def test_of_three_packets_one_would_have_arrived_and_of_two_perhaps_none(labelled: Pair) -> None:
+    context = labelled.alpha.context
+    assert context.arrived is not None
+    before = context.arrived.sent
+    assert not arrivals.are_lost(context, before + 2)
+    assert arrivals.are_lost(context, before + 3)
+    context.arrived = context.arrived._replace(route=A1 + B1)
+    assert not arrivals.are_lost(context, before + 3), "that was said of another pair"
 
 
 def test_a_peer_that_lost_its_state_recovers_by_its_control_messages(labelled: Pair) -> None:
