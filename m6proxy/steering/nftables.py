@@ -24,10 +24,10 @@ NOTICES: Final = (7,)
 _NFT: Final = 10 << 8
 _NEW_CHAIN, _GET_CHAIN, _DEL_CHAIN = _NFT | 3, _NFT | 4, _NFT | 5
 _NEW_RULE, _GET_RULE, _DEL_RULE = _NFT | 6, _NFT | 7, _NFT | 8
-_NEW_GENERATION, _GET_GENERATION = _NFT | 15, _NFT | 16
+_GET_GENERATION: Final = _NFT | 16
 _HEADER_OCTETS: Final = 4
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE = 1, 3, 4, 5, 6
-_HOOK_NUMBER, _HOOK_DEVICE, _HOOK_DEVICES = 1, 3, 4
+_HOOK_NUMBER, _HOOK_DEVICES = 1, 4
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CHAIN = 2, 2, 2
@@ -151,7 +151,7 @@ def skipped_chains(asking: Asking, interfaces: tuple[str, ...]) -> list[str]:
 
 def is_about_others(notice: Message) -> bool:
     """Tell whether an announcement may be of anything but the contents of our own chains."""
-    if notice.kind == _NEW_GENERATION or notice.payload[:1] not in _FAMILY_OCTETS:
+    if notice.payload[:1] not in _FAMILY_OCTETS:  # nor is a new generation of a family
         return False
     if notice.kind in (_NEW_CHAIN, _DEL_CHAIN):
         at_table, at_chain = _CHAIN_TABLE, _CHAIN_NAME
@@ -212,11 +212,8 @@ def _hook_name(family: int, number: int) -> str:
 
 def _devices(hook: dict[int, bytes]) -> Iterator[str]:
     """Type 1 is a name, type 2 the beginning of names."""
-    if _HOOK_DEVICES in hook:
-        for kind, value in attributes(hook[_HOOK_DEVICES]):
-            yield text_of(value) + ("*" if kind == 2 else "")
-    elif _HOOK_DEVICE in hook:
-        yield text_of(hook[_HOOK_DEVICE])
+    for kind, value in attributes(hook.get(_HOOK_DEVICES, b"")):
+        yield text_of(value) + ("*" if kind == 2 else "")
 
 
 def _rules(asking: Asking, chain: Chain) -> list[Message]:

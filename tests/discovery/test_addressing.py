@@ -186,6 +186,26 @@ def test_the_sum_is_kept_and_the_way_back_is_the_same_way(
             assert locator == prefix.graft(ulid)
 
 
+@pytest.mark.parametrize(
+    ("ulid", "locator"),
+    [
+        ("fd00:0:0:1:ffff:2::10", "fd00:0:0:2:ffff:1::10"),
+        ("fd00:0:0:1:ffff:ffff:ffff:2", "fd00:0:0:2:ffff:ffff:ffff:1"),
+        ("fd00:0:0:1:ffff:ffff:ffff:ffff", "fd00:0:0:2:ffff:ffff:ffff:ffff"),
+    ],
+)
+def test_a_word_of_ones_is_passed_over(ulid: str, locator: str) -> None:
+    """RFC 6296 §3.5; where there is no other word the sum changes."""
+    prefixes = [Prefix.parse(f"fd00:0:0:{n}::/64") for n in (1, 2)]
+    assert NeutralMap(prefixes).locator(address(ulid), prefixes[1]) == address(locator)
+
+
+def test_subnet_ffff_has_the_plain_locator() -> None:
+    """RFC 6296 §3.4 drops its packets; here its hosts have a locator like all others."""
+    ulid = address("2001:db8:a1:ffff::10")
+    assert NeutralMap((ISP1, ISP2)).locator(ulid, ISP2) == address("2001:db8:a2:ffff::10")
+
+
 def test_behind_a_long_prefix_no_word_is_left() -> None:
     with pytest.raises(ValueError, match="65 bits"):
         NeutralMap([Prefix.parse("2001:db8::/65")])

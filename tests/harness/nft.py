@@ -8,7 +8,7 @@ from m6proxy.netlink import ERROR, NETFILTER, attribute, messages
 from m6proxy.netlink import subscribe as _open
 
 IP, INET, NETDEV, BRIDGE, IP6 = 2, 1, 5, 7, 10
-FORWARD, INGRESS = 2, 0
+FORWARD, INGRESS, INET_INGRESS = 2, 0, 5
 ACCEPT, DROP = 1, 0
 
 _NFT = 10 << 8

@@ -79,6 +79,11 @@ FILTER = "nftables: table ip6 filter, chain FORWARD (forward)"
             "-t nat -F",
             "nftables: table ip6 nat, chain POSTROUTING (postrouting): 1 rule",
         ),
+        (
+            "-t nat -A PREROUTING -p tcp -j REDIRECT",
+            "-t nat -F",
+            "nftables: table ip6 nat, chain PREROUTING (prerouting): 1 rule",
+        ),
     ],
 )
 def test_rules_of_ip6tables_are_somebody_and_what_they_leave_empty_is_nobody(
@@ -111,15 +116,21 @@ def test_a_rule_of_nftables_counts_where_it_meets_forwarded_packets(gateway: str
     assert found() == ["nftables: table ip6 six, chain c (forward): policy drop"]
 
 
-def test_a_rule_at_the_ingress_of_an_interface_of_ours_counts(gateway: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "name", "hook"),
+    [(nft.NETDEV, "netdev", nft.INGRESS), (nft.INET, "inet", nft.INET_INGRESS)],
+)
+def test_a_rule_at_the_ingress_of_an_interface_of_ours_counts(
+    gateway: str, family: int, name: str, hook: int
+) -> None:
     for device, lines in (
         ("lo", []),
-        ("lan0", ["nftables: table netdev edge, chain c (ingress of lan0): 1 rule"]),
+        ("lan0", [f"nftables: table {name} edge, chain c (ingress of lan0): 1 rule"]),
     ):
-        nft.add_chain(nft.NETDEV, "edge", hook=nft.INGRESS, device=device)
-        nft.add_drop(nft.NETDEV, "edge")
+        nft.add_chain(family, "edge", hook=hook, device=device)
+        nft.add_drop(family, "edge")
         assert found() == lines
-        nft.delete_table(nft.NETDEV, "edge")
+        nft.delete_table(family, "edge")
 
 
 @pytest.mark.parametrize(
