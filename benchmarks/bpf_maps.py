@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.harness.contexts import NUMBERS, building_s, context_flows
+from benchmarks.harness.contexts import NUMBERS, building_s, context_flows, moved_flow
 from benchmarks.harness.rounds import (
     Goal,
     Outcome,
@@ -90,8 +90,10 @@ def round_of(source: BpfObject, flows: int, mode: DemuxMode) -> dict[str, float]
     kernel = FlowMaps(maps, NUMBERS)
     found: dict[str, float] = {}
     empty = {name: kernel_octets(maps[name]) for name in FLOW_MAPS}
-    found["install"] = sum(apply(kernel, context_flows(flows, mode, moved=False)))
-    moved = list(context_flows(flows, mode, moved=True))
+    found["built"] = building_s(min(flows, BUILT), mode)
+    installed = list(context_flows(flows, mode))
+    found["install"] = sum(apply(kernel, installed))
+    moved = list(map(moved_flow, installed))
     cpu_ns = time.thread_time_ns()
     slices = apply(kernel, moved)
     found["cpu"] = (time.thread_time_ns() - cpu_ns) / 1e9
@@ -123,7 +125,7 @@ def python_octets(source: BpfObject) -> float:
     kernel = FlowMaps(maps, NUMBERS)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    apply(kernel, context_flows(COUNTED_IN_PYTHON, MODES[0], moved=True))
+    apply(kernel, map(moved_flow, context_flows(COUNTED_IN_PYTHON, MODES[0])))
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     for one in maps.values():
@@ -135,7 +137,7 @@ def install_many(source: BpfObject, flows: int) -> float:
     """Seconds in which so many flows are installed."""
     maps = new_maps(source, flows)
     kernel = FlowMaps(maps, NUMBERS)
-    spent_s = sum(apply(kernel, context_flows(flows, MODES[0], moved=True)))
+    spent_s = sum(apply(kernel, map(moved_flow, context_flows(flows, MODES[0]))))
     assert len(kernel) == flows and not kernel.is_full
     for one in maps.values():
         one.close()
@@ -154,16 +156,15 @@ def main() -> int:
     set_up_collector()
     source = read_object()
     rounds: dict[DemuxMode, list[dict[str, float]]] = {mode: [] for mode in MODES}
-    loads, built = [], []
+    loads = []
     for number in range(arguments.runs):
         for mode in MODES:
             rounds[mode].append(round_of(source, arguments.flows, mode))
             told = {name: round(value, 4) for name, value in rounds[mode][-1].items()}
             progress(("round", number + 1, mode.name, told))
-        built.append(building_s(arguments.flows if arguments.quick else BUILT))
         loads.append(seconds(lambda: try_programs(source)))
     many_s = install_many(source, arguments.many)
-    outcome = _outcome(arguments.flows, arguments.many, rounds, (built, loads, many_s))
+    outcome = _outcome(arguments.flows, arguments.many, rounds, loads, many_s)
     outcome.series.append(Series("Python's memory of a flow", "octets", (python_octets(source),)))
     return tell(outcome, arguments)
 
@@ -172,9 +173,9 @@ def _outcome(
     flows: int,
     many: int,
     rounds: dict[DemuxMode, list[dict[str, float]]],
-    others: tuple[list[float], list[float], float],
+    loads: list[float],
+    many_s: float,
 ) -> Outcome:
-    built, loads, many_s = others
     scale = GOAL_FLOWS / flows
     usual, most = (rounds[mode] for mode in MODES)
 
@@ -188,14 +189,17 @@ def _outcome(
     for mode, found in rounds.items():
         label = f"{GOAL_FLOWS:,} flows re-homed, {mode.name.lower()}"
         rehoming = of(found, "rehome", label, "s", scale)
-        goals.append(Goal(rehoming, GOAL_REHOMING_S, at_least=False))
-        with_building = tuple(
-            (one["rehome"] + each * flows) * scale for one, each in zip(found, built, strict=True)
+        both = Series(
+            f"{label}, with the engine's effects",
+            "s",
+            tuple((one["rehome"] + one["built"] * flows) * scale for one in found),
         )
+        goals += [Goal(one, GOAL_REHOMING_S, at_least=False) for one in (rehoming, both)]
         series += [
             rehoming,
             of(found, "cpu", "  CPU of that", "s", scale),
-            Series("  with the engine's effects", "s", with_building),
+            of(found, "built", "  the engine's effects, CPU", "s", GOAL_FLOWS),
+            both,
             of(found, "slice", f"  the longest {FLUSHED_IN_A_TURN:,}", "ms", 1e3),
         ]
     series += [

@@ -114,16 +114,18 @@ def refresh_path(core: Core, context: Context) -> None:
     context.mtu = uplink.mtu if uplink else 0xFFFF
     context.told_too_big_s = NEVER
     pair = wire = context.locators
-    context.shim_tail = (_PAYLOAD_BIT | context.peer_tag).to_bytes(7)
-    context.wire_kind = forward.SHIM
-    if context.peer_mode is DemuxMode.EXTHDR:
-        context.wire_addresses, context.wire_label = context.route, 0
-    else:
+    context.wire_addresses, context.wire_label = context.route, 0
+    if context.peer_mode is DemuxMode.IDENTIFIER:
         wire = _tested_wire_pair(core, context, pair)
         context.wire_addresses = wire.local + wire.peer
-        context.wire_label = 0 if on_ulids else _wire_label(core, context, wire)
-        if context.mode is DemuxMode.DSTOPT:
-            context.shim_tail, context.wire_kind = option_tail(context.peer_tag), forward.OPTION
+    wanted = context.mode_wanted
+    if wanted is DemuxMode.DSTOPT:
+        context.shim_tail, context.wire_kind = option_tail(context.peer_tag), forward.OPTION
+    else:
+        context.shim_tail = (_PAYLOAD_BIT | context.peer_tag).to_bytes(7)
+        context.wire_kind = forward.SHIM
+        if wanted is not DemuxMode.EXTHDR and not on_ulids:
+            context.wire_label = _wire_label(core, context, wire)
     core.contexts.bind_sent(context, context.wire_addresses)
     if context.label or core.asks_untagged:
         expect_rehomed(core, context, pair)

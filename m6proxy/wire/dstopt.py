@@ -28,7 +28,7 @@ def short_tag(tag: Tag) -> int:
 
 def option_tail(tag: Tag) -> bytes:
     """The last 7 octets of the header with the option; the first is its Next Header."""
-    return _HEAD + short_tag(tag).to_bytes(4)
+    return _HEAD + (tag & SHORT_MASK).to_bytes(4)
 
 
 def option_tag(packet: bytes, offset: int) -> int:

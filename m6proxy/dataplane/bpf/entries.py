@@ -33,6 +33,9 @@ MODES: Final = {
     DemuxMode.IDENTIFIER: Mode.IDENTIFIER,
     DemuxMode.DSTOPT: Mode.DSTOPT,
 }
+_FLOWLABEL: Final = DemuxMode.FLOWLABEL
+_IDENTIFIER: Final = DemuxMode.IDENTIFIER
+"""To look a member up in an Enum costs as much as a call, and 100,000 flows may move at once."""
 _SLOW_MISS: Final = layout.Miss(flags=layout.MissFlag.SLOW).pack()
 _WANTED_SHIFT: Final = 4
 _FEATURES_SHIFT: Final = 8
@@ -82,26 +85,29 @@ def each_entry(flow: InstallFlow, numbers: dict[str, int]) -> list[Written]:
 
 def out_value(out_key: bytes, peer_tag: Tag, entry: KernelEntry, numbers: dict[str, int]) -> bytes:
     """The value in OUT; ``out_key`` are the ULIDs, 32 octets, and the key there."""
-    mtu = entry.mtu
-    if entry.addresses == out_key:
+    slot, addresses, demux, wanted, label, features, mtu, uplink, slow, watched, *_ = entry
+    if addresses == out_key:
         mode, mtu = Mode.ULIDS, 0xFFFF
     else:
-        mode = MODES[entry.mode]
+        mode = MODES[demux]
     if mode is Mode.DSTOPT:
         tail, label = option_tail(peer_tag), peer_tag >> SHORT_BITS
     else:
-        tail, label = payload_header(0, peer_tag)[1:], entry.label
-    uplink = numbers.get(entry.uplink or "", 0)
-    return pack_out(entry.addresses, mode, entry.slot, uplink, mtu, tail, label, _flags(entry))
+        tail = payload_header(0, peer_tag)[1:]
+    # what the programs heed, and above it what only a successor of ours reads
+    flags = wanted << _WANTED_SHIFT | features << _FEATURES_SHIFT
+    if slow or watched:
+        flags |= OutFlag.SLOW if slow else OutFlag.WATCHED
+    number = numbers.get(uplink, 0) if uplink is not None else 0
+    return pack_out(addresses, mode, slot, number, mtu, tail, label, flags)
 
 
 def sent_key(out_key: bytes, entry: KernelEntry) -> bytes | None:
     """The key in SENT; its value is ``slot_value``. None where packets cannot be mistaken."""
-    if entry.addresses == out_key:
+    mode, addresses = entry.mode, entry.addresses
+    if (mode is not _FLOWLABEL and mode is not _IDENTIFIER) or addresses == out_key:
         return None
-    if entry.mode is DemuxMode.FLOWLABEL:
-        return layout.sent_key(entry.addresses, entry.label)
-    return layout.sent_key(entry.addresses, None) if entry.mode is DemuxMode.IDENTIFIER else None
+    return layout.sent_key(addresses, entry.label if mode is _FLOWLABEL else None)
 
 
 def slot_value(entry: KernelEntry) -> bytes:
@@ -140,12 +146,6 @@ def differs_outbound_alone(old: KernelEntry, new: KernelEntry) -> bool:
             )
         )
     )
-
-
-def _flags(entry: KernelEntry) -> int:
-    """What the programs heed, and above it what only a successor of ours reads."""
-    slow = OutFlag.SLOW if entry.slow else OutFlag.WATCHED if entry.watched else 0
-    return slow | entry.wanted << _WANTED_SHIFT | entry.features << _FEATURES_SHIFT
 
 
 class Left:

@@ -131,10 +131,10 @@ class FlowMaps:
 
         New entries are written before old ones go: a packet meets the one or the other.
         """
-        wanted = dict(changes)
-        if None in changes.values():
+        wanted = changes
+        if self._left_out and None in changes.values():
             again = islice(self._left_out.items(), _AGAIN_AT_ONCE)
-            wanted = {**dict(again), **wanted}
+            wanted = {**dict(again), **changes}
         batch = _Batch()
         for pair, flow in wanted.items():
             if not self._moved(batch, pair, flow):
@@ -146,21 +146,22 @@ class FlowMaps:
 
     def _moved(self, batch: _Batch, pair: UlidPair, flow: InstallFlow | None) -> bool:
         """The usual re-homing, which 100,000 contexts may have at once: one entry, or two."""
-        before = self._installed.get(pair)
-        if before is None or flow is None or before.kernel is None or flow.kernel is None:
+        installed = self._installed.get(pair)
+        if installed is None or flow is None:
             return False
-        if not differs_outbound_alone(before.kernel, flow.kernel):
+        before, after = installed.kernel, flow.kernel
+        if before is None or after is None or not differs_outbound_alone(before, after):
             return False
         key = pair.local + pair.peer
-        old, new = sent_key(key, before.kernel), sent_key(key, flow.kernel)
+        old, new = sent_key(key, before), sent_key(key, after)
         if old != new:
             if old is not None:
                 batch.remove(layout.SENT, old)
                 self.sent_labels -= 1
             if new is not None:
-                batch.write(layout.SENT, new, slot_value(flow.kernel), pair)
+                batch.write(layout.SENT, new, slot_value(after), pair)
                 self.sent_labels += 1
-        value = out_value(key, flow.peer_tag, flow.kernel, self._numbers)
+        value = out_value(key, flow.peer_tag, after, self._numbers)
         batch.write(layout.OUT, key, value, pair)
         self._installed[pair] = flow
         return True

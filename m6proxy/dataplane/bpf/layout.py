@@ -37,6 +37,7 @@ MARK_PAST: Final = 15
 """Low nibble of the mark of a packet that Python need not see; 1 to 14 are uplinks."""
 _MARK_OURS: Final = 0x80
 _UNTAGGED: Final = b"\xff" * 4
+_SENT_PADDING: Final = bytes(4)
 _UPLINK_SLOTS: Final = UPLINKS_MAX + 2
 _PAIR_OCTETS: Final = 2 * ADDRESS_OCTETS
 _TAIL_OCTETS: Final = 8
@@ -178,7 +179,7 @@ def sent_key(locators: bytes, label: int | None) -> bytes:
 
     ``None`` in mode identifier: it has no label that would tell.
     """
-    return locators + (_UNTAGGED if label is None else label.to_bytes(4)) + bytes(4)
+    return locators + (_UNTAGGED if label is None else label.to_bytes(4)) + _SENT_PADDING
 
 
 _IS_LITTLE: Final = struct.pack("=H", 1) == b"\x01\x00"
