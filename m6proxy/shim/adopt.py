@@ -51,6 +51,8 @@ class LeftContext:
     """Proved ones."""
     untagged: tuple[bytes, ...] = ()
     """Source and destination, 32 octets each, of packets that may come without a tag."""
+    has_header: bool = False
+    """Whether its packets go with the payload header, whatever the peer asked for."""
 
 
 def adopt(
@@ -97,6 +99,9 @@ def _adopt_one(core: Core, left: LeftContext, pair: PairMemo | None, now: float)
     for addresses in left.untagged if core.settings.asks_for(DemuxMode.IDENTIFIER) else ():
         core.contexts.expect_untagged(context, addresses)
     lifecycle.refresh_path(core, context)
+    if left.has_header and context.mode is not DemuxMode.EXTHDR:
+        context.unlabelled_route = context.route  # the predecessor saw the path lose the mode
+        lifecycle.refresh_path(core, context)
     last_s = max(reading.last_out_s, reading.last_in_s)
     context.last_traffic_s = last_s or now
     if now < last_s + context.send_timeout_s:

@@ -139,7 +139,11 @@ def adopt_demux(core: Core, context: Context, options: tuple[Option, ...]) -> No
     """Send in the first mode that the peer asks for and our policy has; no option: no change."""
     asked = tuple(option for option in options if isinstance(option, Demux))
     if asked:
+        before, lost_on = context.peer_mode, context.unlabelled_route
         _take_modes(core, context, asked, None)
+        if context.peer_mode is before and lost_on is not None:
+            context.unlabelled_route = lost_on  # who says it again knows no better path
+            lifecycle.refresh_path(core, context)
 
 
 def _take_modes(

@@ -15,6 +15,7 @@ from m6proxy.shim.engine import Engine
 from m6proxy.shim.locators import PeerLocator
 from m6proxy.shim.memo import PairMemo
 from m6proxy.shim.transitions import ReapState, State
+from m6proxy.wire.ipv6 import NEXT_DESTINATION
 from m6proxy.wire.message import UpdateAck, UpdateRequest
 from tests.harness.entropy import SeededEntropy
 from tests.harness.packets import find_messages, is_control
@@ -48,6 +49,7 @@ def left_of(flow: InstallFlow) -> LeftContext:
         entry.features,
         entry.peer_locators if not entry.slow else (),
         entry.untagged if not entry.slow else (),
+        entry.mode is DemuxMode.EXTHDR and wire != flow.ulids.local + flow.ulids.peer,
     )
 
 
@@ -100,6 +102,17 @@ def test_nothing_is_lost_and_the_context_is_the_same(demux: tuple[DemuxMode, ...
     assert got == len(hosts) > 200
     assert after.reap_state is ReapState.OPERATIONAL
     assert after.route == before.route
+
+
+@pytest.mark.parametrize("letter", ["a", "b"])
+def test_a_path_that_lost_a_mode_is_not_tried_again(letter: str) -> None:
+    """Each restart of either end cost two Send Timeouts in which nothing arrived."""
+    pair = moved(demux=MODES[2], kernel=True)
+    pair.lose = lambda packet: packet[8:24] == A1_ISP2 and packet[6] == NEXT_DESTINATION
+    pair.stream(10.0, both=True, interval_s=0.1)
+    restart(pair, pair.sites[letter])
+    assert len(pair.stream(10.0, both=True, interval_s=0.1)) >= 99
+    assert [site.context.demux for site in pair.sites.values()] == ["exthdr", "dstopt"]
 
 
 def test_the_peers_name_and_its_whole_list_are_remembered() -> None:

@@ -227,4 +227,5 @@ def _left_context(
         peer_features=out.flags >> _FEATURES_SHIFT,
         peer_locators=inbound.peer if inbound is not None else (),
         untagged=untagged,
+        has_header=out.mode is Mode.EXTHDR,
     )
