@@ -117,6 +117,11 @@ def inbound(pair: Pair) -> Iterator[Vector]:
             octets = behind + b"\x8c" + OPTIONS[1:] + shim + bytes(16)
             chain = build_packet(source, destination, kind, octets)
             yield Vector(f"shim behind {kind} and options", chain, False)
+    for kind, header in ((0, HOP_BY_HOP), (43, ROUTING), (60, OPTIONS)):
+        # the kernel sent these to the host as they were, if it walked past the tag
+        octets = b"\x3c" + header[1:] + b"\x11" + option_tail(tag) + bytes(16)
+        chain = build_packet(B1_ISP2, A1_ISP2, kind, octets)
+        yield Vector(f"an option tag behind {kind}", chain, False)
     for count in (7, 8, 9, 40):
         octets = OPTIONS.replace(b"\x11", b"\x3c", 1) * count + OPTIONS + bytes(16)
         yield Vector(f"{count} headers before the last", build_packet(B1, A1, 60, octets), False)

@@ -16,6 +16,9 @@
 #define NEXT_DESTINATION 60
 #define NEXT_SHIM 140
 
+#define OPTION_TAG 0x9E /* m6proxy/wire: the destination option with a context tag */
+#define OPTION_TAG_OCTETS 4
+
 #define HEADER_OCTETS 40
 #define GROWTH_OCTETS 8
 #define HEADERS_MAX 8 /* m6proxy/wire/ipv6.py MAX_HEADERS */
@@ -88,7 +91,7 @@ ALWAYS int see(struct __sk_buff *skb, __u32 link_octets, struct view *view)
 
 /* Where a chain of hop-by-hop options, routing headers and destination options ends. */
 enum chain_end {
-	CHAIN_PLAIN, /* before something that no shim header and no ICMPv6 error is behind */
+	CHAIN_PLAIN, /* before something that no shim header and no ICMPv6 error is behind, and no tag */
 	CHAIN_OTHER, /* anything else, or malformed */
 };
 
@@ -96,12 +99,15 @@ ALWAYS enum chain_end walk(struct __sk_buff *skb, __u32 link_octets, const struc
 {
 	__u32 offset = HEADER_OCTETS;
 	__u8 next_header = view->head.next_header;
-	__u8 link[2];
+	__u8 link[4];
 
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < HEADERS_MAX; i++) {
 		if (offset + 8 > view->octets ||
 		    bpf_skb_load_bytes(skb, link_octets + offset, link, sizeof(link)))
+			return CHAIN_OTHER;
+		if (next_header == NEXT_DESTINATION && link[1] == 0 && link[2] == OPTION_TAG &&
+		    link[3] == OPTION_TAG_OCTETS)
 			return CHAIN_OTHER;
 		next_header = link[0];
 		offset += 8 + (__u32)link[1] * 8;

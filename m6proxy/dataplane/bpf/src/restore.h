@@ -5,8 +5,6 @@
 #include "account.h"
 #include "mark.h"
 
-#define OPTION_TAG 0x9E /* m6proxy/wire: the destination option with a context tag */
-#define OPTION_TAG_OCTETS 4
 #define ICMPV6_INFORMATIONAL 128
 #define TAG_MASK ((1ULL << 47) - 1)
 #define NOT_OURS (-2)
