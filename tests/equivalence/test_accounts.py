@@ -252,6 +252,21 @@ def test_dns_answers_are_copied_and_go_on(site: Site) -> None:
     assert events(reader) == []
 
 
+def test_a_flood_of_dns_answers_leaves_room_for_what_matters(site: Site) -> None:
+    """It took all: contexts that woke were not seen, and each answer more went by the queue."""
+    _, kernel, reader = site
+    lost = kernel.count(Counter.EVENTS_LOST)
+    answer = udp(B2, A1, b"not really DNS", ports=(53, 4000))
+    assert {kernel.inbound(answer) for _ in range(1000)} == {answer}
+    kernel.configure(after_packets=1)
+    kernel.outbound(udp(A1, B2))
+    assert kernel.count(Counter.EVENTS_LOST) == lost
+    told: list[Event] = []
+    while more := events(reader):
+        told += more
+    assert [event.kind for event in told if event.kind is not EventKind.DNS] == [EventKind.RIPE]
+
+
 def test_traffic_that_is_none_of_ours_is_left_alone(site: Site) -> None:
     _, kernel, reader = site
     kernel.configure(after_packets=1)

@@ -188,14 +188,15 @@ ALWAYS int is_dns_answer(const struct view *view)
 	       bpf_be64_to_cpu(view->upper) >> 48 == DNS_PORT;
 }
 
-/* 0 when the answer is too long to copy, or there is no room for it. */
+/* 0 when the answer is too long to copy. Half of the room is for what cannot wait for another. */
 ALWAYS int copy_dns(struct __sk_buff *skb, __u32 link_octets, const struct view *view)
 {
 	struct dns_event *event;
 	__u64 rest = view->octets - HEADER_OCTETS - UDP_OCTETS - 1;
 	__u64 size;
 
-	if (view->octets <= HEADER_OCTETS + UDP_OCTETS)
+	if (view->octets <= HEADER_OCTETS + UDP_OCTETS ||
+	    bpf_ringbuf_query(&m6p_events_v1, BPF_RB_AVAIL_DATA) > EVENTS_OCTETS / 2)
 		return 1;
 	/* All but one octet: before Linux 6.8 the verifier learns nothing from a comparison with 0.
 	 * It must see the addition where it stands here. */

@@ -290,6 +290,7 @@ struct {
 } m6p_misses_v1 SEC(".maps");
 
 #define RECENT_BITS 12
+#define EVENTS_OCTETS (1 << 20)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -300,7 +301,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
+	__uint(max_entries, EVENTS_OCTETS);
 } m6p_events_v1 SEC(".maps");
 
 struct {
