@@ -123,8 +123,6 @@ class Daemon:
         self._loop = Loop(
             self._engine, self._dataplane, self._resolver, book, self._journal, clock.monotonic
         )
-        if self._bpf is not None:
-            self._bpf.listen(self._loop)
         if self._fast.site is not None and self._fast.site.is_lasting:
             self._loop.memos = Memos(config.memos, self._engine)
         self._control = ControlServer(
@@ -158,6 +156,8 @@ class Daemon:
                 self._journal.note("uplink waits", line)
         await self._watch.start()
         await asyncio.to_thread(self._bundles.apply)
+        if self._bpf is not None:  # not before: no rule would bring us what a peer answers
+            self._bpf.listen(self._loop)
         self._guard = asyncio.get_running_loop().create_task(self._keep_rules())
         if self._express is not None:
             await self._express.start()

@@ -127,6 +127,21 @@ def test_a_daemon_that_is_killed_while_an_answer_is_overdue_takes_no_packets_wit
         assert missing <= 3, "more than was in the queue when it died"
 
 
+def test_a_gateway_that_starts_under_traffic_hears_what_its_first_message_brings(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """The programs told of a pair before the rules were there: the answer went to the host."""
+    heard = tmp_path / "heard"
+    with (
+        running(lab, BETA, changes=bpf()),
+        streaming(lab, heard),
+        running(lab, ALPHA, changes=bpf()) as (alpha,),
+    ):
+        eventually(lambda: bool(alpha.events("context established")), deadline_s=20, what="there")
+        (begun, *_), (done,) = alpha.events("state"), alpha.events("context established")
+        assert done["time"] - begun["time"] < 2, "it had to ask again"
+
+
 @pytest.mark.parametrize("mode", ["exthdr", "dstopt"])
 def test_a_killed_daemon_and_its_successor_lose_no_packet(
     lab: Lab, tmp_path: Path, mode: str

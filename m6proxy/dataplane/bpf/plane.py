@@ -99,7 +99,6 @@ class BpfDataPlane:
         self._write_settings()
         self._site.attach()
         self._attend()
-        loop.add_reader(self._ring.fileno(), self._read_events)
         self._timer = loop.call_later(_LOST_LOOK_S, self._look_for_losses)
         self._is_open = True
 
@@ -162,8 +161,9 @@ class BpfDataPlane:
         return len(self._flows)
 
     def listen(self, notices: Notices) -> None:
-        """Say who hears what the kernel has to say."""
+        """Say who hears, from now on, what the kernel says; until then it waits in the ring."""
         self._notices = notices
+        asyncio.get_running_loop().add_reader(self._ring.fileno(), self._read_events)
 
     def read_activity(self, slot: int) -> Activity:
         """What the kernel saw of a slot."""

@@ -309,9 +309,9 @@ def told(tmp_path: Path, story: Story, policy: EstablishPolicy | None = None) ->
         site = BpfSite(settings, tmp_path / "bpf" / "site")
         heard = _Heard()
         plane = BpfDataPlane(MemoryDataPlane(), site)
-        plane.listen(heard)
         try:
             plane.open(outbound=lambda _: None, inbound=lambda _: None)
+            plane.listen(heard)
             for _ in story(plane, site, heard):
                 await asyncio.sleep(0.01)
         finally:
