@@ -61,6 +61,7 @@ def _talk(
     control: Path | None, method: str, path: str, body_out: str | None, timeout_s: float
 ) -> Any:
     where = find_socket(control)
+    asked = path.partition("?")[0]
     connection = _UnixConnection(where, timeout_s)
     try:
         connection.request(method, path, body_out)
@@ -81,9 +82,9 @@ def _talk(
         value = json.loads(body)
     except ValueError:
         raise SetupError(
-            f"what listens on {where} is not m6proxy: its answer to {path} is not JSON"
+            f"what listens on {where} is not m6proxy: its answer to {asked} is not JSON"
         ) from None
     if response.status != http.HTTPStatus.OK:
         said = value.get("error", body) if isinstance(value, dict) else value
-        raise SetupError(f"the daemon on {where} refused {path}: {said}")
+        raise SetupError(f"the daemon on {where} refused {asked}: {said}")
     return value

@@ -57,8 +57,10 @@ def explain(
         raise SetupError("give --packet HEX, or --from and --to")
     if octets is None:
         assert source is not None and destination is not None
-        octets = _packet(_address(source), _address(destination), proto, port).hex()
-    answer = ask(control, f"/v1/explain?in={quote(interface)}&packet={quote(octets)}")
+        packet = _packet(_address(source), _address(destination), proto, port)
+    else:
+        packet = _octets(octets)
+    answer = ask(control, f"/v1/explain?in={quote(interface)}&packet={packet.hex()}")
     if as_json:
         show_json(answer)
     else:
@@ -101,6 +103,13 @@ def _address(text: str) -> Address:
         return address(text)
     except ValueError:
         raise SetupError(f"{text!r} is not an IPv6 address") from None
+
+
+def _octets(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise SetupError("--packet takes pairs of hexadecimal digits: 600000000014...") from None
 
 
 def _packet(source: Address, destination: Address, proto: str, port: int) -> bytes:

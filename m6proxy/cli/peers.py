@@ -22,7 +22,7 @@ def peers(control: Path | None, as_json: bool) -> None:
         show_json(answer)
         return
     show_table(
-        ["address", "name", "capable", "site", "prefixes", ">contexts", "known for"],
+        ["address", "name", "capable", "site", "prefixes", ">contexts", "valid for"],
         [
             (
                 peer["address"],

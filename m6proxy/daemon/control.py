@@ -31,6 +31,8 @@ from m6proxy.errors import SetupError
 from m6proxy.shim.engine import Engine
 
 _MODE = 0o660
+_LINE_OCTETS = 1 << 18
+"""A request for ``explain`` has a whole packet in it, two digits for an octet."""
 PARK_MAX_S = 604_800
 """A week."""
 
@@ -94,7 +96,7 @@ class ControlServer:
         app.router.add_post("/v1/park", self._park)
         app.router.add_post("/v1/unpark", self._unpark)
         app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, max_line_size=_LINE_OCTETS)
         await self._runner.setup()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +198,8 @@ class ControlServer:
             trial = bpf.trial(interface, packet, outbound=told["direction"] == "outbound")
             outcome = await asyncio.to_thread(trial.run)
         except (OSError, SetupError) as refused:
-            return without_kernel(told, f"the kernel does not try it: {refused}")
+            what = refused.strerror if isinstance(refused, OSError) else str(refused)
+            return without_kernel(told, f"it does not try these {len(packet)} octets: {what}")
         return with_kernel(told, outcome, bpf.uplink_name(outcome.uplink))
 
     async def _park(self, request: web.Request) -> web.Response:

@@ -209,7 +209,7 @@ def test_what_is_not_our_daemon_is_one_line(tmp_path: Path) -> None:
     ):
         ask(sock, "/v1/status")
     with daemon(sock, {}), pytest.raises(SetupError, match="refused /v1/x: no such thing"):
-        ask(sock, "/v1/x")
+        ask(sock, "/v1/x?packet=60")
     with pytest.raises(SetupError, match=r"cannot be asked: .*too long"):
         ask(Path("/" + "x" * 200), "/v1/status")
 
@@ -321,6 +321,7 @@ def test_explain_says_when_the_kernel_would_not_do_the_same(tmp_path: Path) -> N
         (("--from", "2001:db8::1"), "give --packet HEX, or --from and --to"),
         (("--packet", "60", "--from", "::1", "--to", "::2"), "give --packet HEX"),
         (("--from", "here", "--to", "::2"), "'here' is not an IPv6 address"),
+        (("--packet", "0x60"), "--packet takes pairs of hexadecimal digits"),
     ],
 )
 def test_explain_says_what_it_needs(words: tuple[str, ...], line: str) -> None:

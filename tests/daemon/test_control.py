@@ -104,6 +104,18 @@ def test_every_question_has_an_answer_of_its_shape(tmp_path: Path) -> None:
     _with_server(path, story)
 
 
+def test_a_jumbo_frame_can_be_explained(tmp_path: Path) -> None:
+    """Its request was too long a line, and the answer to that not ours."""
+    path = tmp_path / "alpha.sock"
+
+    async def story(site: Parts) -> None:
+        packet = build_packet(A1, B1, NEXT_UDP, bytes(8960)).hex()
+        told = await _ask(path, f"/v1/explain?in=lan0&packet={packet}")
+        assert told["before"]["octets"] == 9000 and told["engine"]["verdict"] == "unchanged"
+
+    _with_server(path, story)
+
+
 def test_what_is_wrong_is_said_in_json(tmp_path: Path) -> None:
     path = tmp_path / "alpha.sock"
 
