@@ -6,6 +6,7 @@ import contextlib
 from typing import NamedTuple
 
 from m6proxy.daemon.config import Config
+from m6proxy.dataplane.bpf import auxiliary
 from m6proxy.dataplane.bpf.layout import UPLINKS_MAX
 from m6proxy.dataplane.bpf.site import BpfSettings, BpfSite, BpfUplink
 from m6proxy.dataplane.bpf.takeover import remove_leftovers
@@ -49,6 +50,15 @@ def open_fast_path(config: Config) -> FastPath:
 def too_many_uplinks(config: Config) -> str:
     """Why a site has uplinks that the programs have no mark for."""
     return f"the fast path has marks for {UPLINKS_MAX} uplinks, and there are {len(config.uplinks)}"
+
+
+def remove_remains(config: Config) -> None:
+    """Without programs nobody needs what a killed predecessor had for them, beside its folder.
+
+    Not before the queues are ours: until then another daemon may live that needs it.
+    """
+    auxiliary.remove()
+    config.memos.unlink(missing_ok=True)
 
 
 def _wanted(config: Config) -> BpfSettings:

@@ -25,7 +25,7 @@ from m6proxy.daemon.config import Config
 from m6proxy.daemon.control import ControlServer, claim_socket
 from m6proxy.daemon.entropy import SystemEntropy
 from m6proxy.daemon.express import open_guard
-from m6proxy.daemon.fastpath import open_fast_path
+from m6proxy.daemon.fastpath import open_fast_path, remove_remains
 from m6proxy.daemon.journal import Journal
 from m6proxy.daemon.logs import configure_logs
 from m6proxy.daemon.loop import Loop
@@ -89,6 +89,7 @@ class Daemon:
     """All parts of one gateway's daemon, in the network namespace of the calling thread."""
 
     def __init__(self, config: Config) -> None:
+        self._config = config
         self._fast = open_fast_path(config)
         marking = replace(config.steering, mark_shift=config.mark_shift)
         steering = marking if self._fast.site is not None else config.steering
@@ -148,6 +149,8 @@ class Daemon:
         if self._fast.site is not None and self._fast.site.heritage:
             self._journal.note("maps copied", self._fast.site.heritage)
         self._loop.start()
+        if self._bpf is None:
+            await asyncio.to_thread(remove_remains, self._config)
         self._control.starting = True
         await self._control.start()
         self._ruled = True

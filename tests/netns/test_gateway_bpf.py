@@ -168,3 +168,21 @@ def test_a_killed_daemon_and_its_successor_lose_no_packet(
         assert beta.context(B1, A1) is None, "the peer was told that it is over"
         assert kernel_state(lab, "agw") == before
         assert programs(lab, "agw") == []
+
+
+def test_a_successor_without_programs_removes_what_the_killed_one_had_for_its_own(lab: Lab) -> None:
+    """The veth pair and the file of contexts stayed there for ever."""
+
+    def remains() -> tuple[list[str], str]:
+        links = feed(lab.inside("agw", ["ip", "-o", "link"]), "").count("m6p-")
+        return [path.name for path in lab.state_dir.glob("alpha.*")], f"{links} ends of veths"
+
+    before = remains()
+    with running(lab, ALPHA, BETA, changes=bpf()) as (alpha, beta):
+        established(lab, alpha, beta)
+        assert remains() != before
+        alpha.kill()
+    with running(lab, ALPHA) as (again,):
+        assert again.stop() == 0
+    assert remains() == before
+    assert programs(lab, "agw") == []
