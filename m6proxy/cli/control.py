@@ -44,12 +44,12 @@ def find_socket(given: Path | None, directory: Path = RUN_DIRECTORY) -> Path:
     raise SetupError(f"several daemons may run here ({names}); name one with --control")
 
 
-def ask(control: Path | None, path: str) -> Any:
+def ask(control: Path | None, path: str, timeout_s: float = TIMEOUT_S) -> Any:
     """GET ``path`` from the daemon and return the JSON value of its answer.
 
     Raises SetupError when there is no daemon, or it refuses, or answers what is not JSON.
     """
-    return _talk(control, "GET", path, None, TIMEOUT_S)
+    return _talk(control, "GET", path, None, timeout_s)
 
 
 def tell(control: Path | None, path: str, value: object, timeout_s: float = TIMEOUT_S) -> Any:

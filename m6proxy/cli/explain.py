@@ -18,6 +18,8 @@ from m6proxy.wire.checksum import upper_checksum
 from m6proxy.wire.ipv6 import build_packet
 
 _PORT = 40_000
+_TIMEOUT_S = 30.0
+"""The verifier has to look at the programs anew, which on a busy machine takes seconds."""
 _SYN = 0x02
 _ECHO_REQUEST = 128
 
@@ -60,7 +62,8 @@ def explain(
         packet = _packet(_address(source), _address(destination), proto, port)
     else:
         packet = _octets(octets)
-    answer = ask(control, f"/v1/explain?in={quote(interface)}&packet={packet.hex()}")
+    path = f"/v1/explain?in={quote(interface)}&packet={packet.hex()}"
+    answer = ask(control, path, _TIMEOUT_S)
     if as_json:
         show_json(answer)
     else:

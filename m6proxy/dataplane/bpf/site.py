@@ -106,7 +106,7 @@ class BpfSite:
 
     def _attach(self) -> list[str]:
         lines = []
-        if self._auxiliary is None:
+        if self._pair() is None:
             lines += self._attach_auxiliary()
         for name, side, program in self._places():
             index = _index(name)
@@ -132,6 +132,10 @@ class BpfSite:
 
     def _attach_auxiliary(self) -> list[str]:
         """Without the pair large packets in mode exthdr go through Python, and all else is well."""
+        gone = self._auxiliary
+        if gone is not None:
+            self._installation.detach(gone.split, Side.INGRESS)
+            self._installation.detach(gone.regroup, Side.INGRESS)
         try:
             pair = auxiliary.ensure()
             self._installation.attach("regroup_in", pair.split, Side.INGRESS)
@@ -143,6 +147,11 @@ class BpfSite:
             return []
         self._auxiliary = pair
         return [" and ".join(auxiliary.NAMES)]
+
+    def _pair(self) -> Auxiliary | None:
+        """The auxiliary pair, unless there is none, or somebody took it away."""
+        pair = self._auxiliary
+        return pair if pair is not None and _index(auxiliary.NAMES[0]) == pair.split else None
 
     def settings_with(self, down: frozenset[str]) -> Settings:
         """The settings while these uplinks are down: who sends from there needs Python."""
@@ -156,8 +165,8 @@ class BpfSite:
         """Let the programs know, if it is news; and with other flows forget what they learned."""
         flags = settings.flags | self._bare_uplinks()
         settings = replace(settings, uplinks=self._indexes(), flags=flags)
-        if self._auxiliary is not None:
-            split, regroup = self._auxiliary.split, self._auxiliary.regroup
+        if (pair := self._pair()) is not None:
+            split, regroup = pair.split, pair.regroup
             settings = replace(settings, split_ifindex=split, regroup_ifindex=regroup)
         before = self._written
         if flows_changed or before is None or _lasting(settings) != _lasting(before):

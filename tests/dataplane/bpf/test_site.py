@@ -134,3 +134,17 @@ def test_somebody_elses_interface_of_that_name_is_left_alone(
     finally:
         site.remove()
     assert not set(auxiliary.NAMES) & set(names())
+
+
+def test_a_pair_that_somebody_took_away_is_made_again(namespace: str, tmp_path: Path) -> None:
+    """Large packets in mode exthdr were sent to an interface that was not there any more."""
+    site = BpfSite(SETTINGS, tmp_path / "bpf" / "site")
+    try:
+        site.attach()
+        assert split_index(site) == socket.if_nametoindex("m6p-split")
+        run_line(f"ip -n {namespace} link del m6p-split")
+        assert not split_index(site), "they go through Python meanwhile"
+        assert site.attach() == ["m6p-split and m6p-regroup"]
+        assert split_index(site) == socket.if_nametoindex("m6p-split")
+    finally:
+        site.remove()
