@@ -12,7 +12,7 @@ from m6proxy.daemon.config import Config, parse_config
 from m6proxy.daemon.explain import explain, with_kernel, without_kernel
 from m6proxy.dataplane.bpf.layout import Counter, EventKind, Mode, OutFlow
 from m6proxy.dataplane.bpf.trial import Fate, KernelOutcome
-from m6proxy.names import Address, address
+from m6proxy.names import Address, address, address_text
 from m6proxy.wire.ipv6 import NEXT_UDP
 from m6proxy.wire.message import I1
 from tests.daemon.test_config import CONTRACT
@@ -53,6 +53,11 @@ def test_inbound_rules_and_signalling() -> None:
     assert told["why"] == "its destination is not in 2001:db8:a1::/48, the prefix of wan1"
     told = _ask(pair, "wan1", control(B1, A1, I1(1, 2)))
     assert told["verdict"] == "taken" and not list(pair.alpha.engine.contexts())
+    assert told["why"] == "a control message: the engine answers it"
+    told = _ask(pair, LAN, control(A1, B1, I1(1, 2)))
+    assert told["verdict"] == "unchanged", "a host's own signalling is a packet like others"
+    told = _ask(pair, "wan1", udp(B1, A1, b"x"))
+    assert (told["verdict"], told["why"]) == ("unchanged", "no context claims it")
 
 
 def test_a_packet_of_a_rehomed_pair_is_shown_before_and_after() -> None:
@@ -87,6 +92,8 @@ def test_the_kernel_agrees_when_it_does_the_same_or_leaves_it_to_the_engine() ->
         whole = with_kernel(told, replace(sent, express=express), "isp2")
         assert whole["agree"] is agree and whole["kernel"]["express"]["packet"] == express.hex()
         assert "past the gateway's IPv6 stack" in whole["kernel"]["effects"][-1]
+    elsewhere = replace(sent, express=one_hop_on)
+    assert with_kernel(told, elsewhere, "isp1")["agree"] is False, "express mends nothing"
     past = KernelOutcome(Fate.PAST, packet, (), (EventKind.RIPE,))
     whole = with_kernel(told, past, None)
     assert whole["agree"] is False and whole["kernel"]["verdict"] == "unchanged"
@@ -104,6 +111,7 @@ def test_the_kernel_agrees_when_it_does_the_same_or_leaves_it_to_the_engine() ->
 def test_a_drop_has_its_reason_and_an_unclaimed_packet_its_words() -> None:
     told = _ask(Pair(), "wan1", rewritten(B1_ISP2, A1, 99, NEXT_UDP, bytes(9)))
     assert (told["verdict"], told["reason"]) == ("dropped", "NO_CONTEXT")
+    assert told["effects"] == [f"a packet is sent: {address_text(A1)} -> {address_text(B1_ISP2)}"]
     told = _ask(Pair(), LAN, udp(A1, B1, b"x"))
     assert (told["verdict"], told["why"]) == ("unchanged", "no context claims it")
 

@@ -118,3 +118,23 @@ def test_a_file_that_cannot_be_written_is_no_reason_to_stop(tmp_path: Path) -> N
         kept.remove()
 
     asyncio.run(run())
+
+
+def test_many_pairs_are_written_in_portions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file takes its place when the last portion is in it."""
+    monkeypatch.setattr(memos, "PORTION", 1)
+
+    async def story(kept: Memos, engine: FakeEngine, path: Path) -> None:
+        pair = next(engine.contexts()).pair
+        memo = engine.memo_of(pair)
+        assert memo is not None
+        other = replace(memo, key=OTHER.local + OTHER.peer)
+        engine.named[OTHER] = other
+        kept.note(OTHER)
+        await until(path.exists, "the pairs are in the file")
+        assert kept.read() == {memo.key: memo, other.key: other}
+        assert len(path.read_text().splitlines()) == 2
+
+    told(tmp_path, story)

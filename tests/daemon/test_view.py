@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from m6proxy.daemon import view
 from m6proxy.daemon.config import parse_config
 from m6proxy.reasons import Reason
+from m6proxy.shim import flows
 from tests.daemon.test_config import CONTRACT
 from tests.harness.pair import Pair
 
@@ -83,3 +85,43 @@ def test_drops_show_every_reason_with_number_and_words() -> None:
     rows = view.drops_view(pair.alpha.engine)
     assert [row["number"] for row in rows] == [reason.value for reason in Reason]
     assert all(row["text"] and row["count"] == 0 for row in rows)
+
+
+def test_a_flow_of_the_kernel_shows_its_way_and_what_was_counted() -> None:
+    pair = Pair(kernel=True)
+    pair.establish()
+    kernel, context = pair.alpha.kernel, pair.alpha.context
+    assert kernel is not None
+
+    def shown() -> Any:
+        return view.flow_view(context, kernel.read, lambda moment_s: moment_s + 1e9)
+
+    at_home = shown()
+    assert (at_home["mode"], at_home["path"], at_home["uplink"]) == (None, "kernel", "isp1")
+    pair.cut_provider("a", 1)
+    pair.stream(8.0, both=True)
+    moved = shown()
+    json.dumps(moved)
+    assert (moved["local_locator"], moved["mode"], moved["uplink"]) == (A1_ISP2, "exthdr", "isp2")
+    assert moved["octets_out"] > moved["packets_out"] > at_home["packets_out"]
+    assert moved["last_out_at"] > 1e9 and moved["last_in_at"] > 1e9
+    flows.watch(pair.alpha.engine._core, context, wanted=True)
+    assert shown()["path"] == "engine"
+    kernel.slots.clear()
+    assert shown()["last_out_at"] is None, "not in 1970"
+    assert view.flow_view(_moved().alpha.context, kernel.read, float) is None, "without the kernel"
+
+
+def test_a_parked_context_says_who_is_away() -> None:
+    pair = Pair()
+    pair.establish()
+
+    def said() -> list[Any]:
+        return [view.context_view(site.context, float)["parked"] for site in pair.sites.values()]
+
+    assert said() == [None, None]
+    for site, away in ((pair.alpha, ["local", "peer"]), (pair.beta, ["both", "both"])):
+        site.engine.park(600, pair.clock.now)
+        pair.settle(site)
+        pair.run(0.1)
+        assert said() == away

@@ -7,6 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from m6proxy.names import UlidPair
+from m6proxy.shim import flows
 from m6proxy.shim.context import Context
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import Effect, InstallFlow, What
@@ -156,7 +157,9 @@ def test_what_the_kernel_is_told_follows_the_context() -> None:
     pair.run(1.0)
     count = len(told)
     pair.stream(2.0, both=True)
-    assert len(told) == count, "packets change nothing"
+    flows.install(pair.alpha.engine._core, context)
+    pair.settle(pair.alpha)
+    assert len(told) == count, "packets change nothing, and what was told is not told again"
     pair.cut_provider("a", 1)
     pair.stream(8.0, both=True)
     entry = told[-1].kernel

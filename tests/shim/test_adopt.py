@@ -14,12 +14,13 @@ from m6proxy.shim.effects import Effect, InstallFlow, Remember, What
 from m6proxy.shim.engine import Engine
 from m6proxy.shim.locators import PeerLocator
 from m6proxy.shim.memo import PairMemo
+from m6proxy.shim.timers import NEVER
 from m6proxy.shim.transitions import ReapState, State
 from m6proxy.wire.ipv6 import NEXT_DESTINATION
 from m6proxy.wire.message import UpdateAck, UpdateRequest
 from tests.harness.entropy import SeededEntropy
 from tests.harness.packets import find_messages, is_control
-from tests.harness.pair import A1, A1_ISP2, B1, NAMES, Pair, Site, nsquare
+from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, NAMES, Pair, Site, nsquare
 from tests.shim.moved import moved
 from tests.shim.test_forks import adjust, bulk
 from tests.shim.test_identifier import A1_AT_2, ADDRESSES, B1_AT_1, one_moved
@@ -124,6 +125,8 @@ def test_the_peers_name_and_its_whole_list_are_remembered() -> None:
     before.peer_locators += tuple(PeerLocator(octets, Proof.DNS) for octets in more[:-1])
     before.peer_locators += (PeerLocator(more[-1], Proof.NONE, priority=7, broken=True),)
     before.peer_locators[-1].listed = True
+    before.peer_order, before.peer_updated = (B1, B1_ISP2), True
+    before.peer_parameters, before.keepalive_timeout_s = b"parameters", 9.5
     restart(pair, pair.alpha, remembers=True)
     after = pair.alpha.context
     assert after is not before and after.peer_name == NAMES[B1] == before.peer_name
@@ -131,7 +134,8 @@ def test_the_peers_name_and_its_whole_list_are_remembered() -> None:
     known = [[(one.address, one.proof, one.flags, one.priority) for one in each.peer_locators]
              for each in (before, after)]  # fmt: skip
     assert known[0] == known[1] and len(known[1]) == 6
-    assert after.keepalive_timeout_s == before.keepalive_timeout_s
+    for name in ("peer_order", "peer_updated", "peer_parameters", "keepalive_timeout_s"):
+        assert getattr(after, name) == getattr(before, name), name
 
 
 def test_what_is_remembered_counts_only_for_the_same_tags() -> None:
@@ -159,12 +163,29 @@ def test_forks_are_taken_over_with_their_pair() -> None:
     for old, new in zip(before, (main, fork), strict=True):
         for name in ("fii", "local_tag", "peer_tag", "route", "peer_name", "state"):
             assert getattr(new, name) == getattr(old, name), name
+        assert new.armed_s != NEVER
     taken = bulk(pair)
     assert pair.wire[-1][1][8:24] == A1_ISP2
     pair.run(0.1)
     assert pair.beta.delivered[-1][1] == taken
     pair.stream(5.0, both=True, interval_s=0.1)
     assert len(list(pair.alpha.engine.contexts())) == 2
+
+
+def test_a_fork_goes_on_in_the_mode_that_its_peer_asked_for() -> None:
+    pair = Pair(adjust=adjust, kernel=True)
+    for _ in range(3):
+        pair.talk(pair.alpha)
+        pair.run(0.2)
+    _, fork = sorted(pair.alpha.engine.contexts(), key=lambda one: one.fii)
+    fork.peer_mode, fork.peer_label = DemuxMode.FLOWLABEL, 77
+    assert pair.alpha.kernel is not None
+    left = map(left_of, pair.alpha.kernel.flows.values())
+    engine = Engine(pair.alpha.settings, SeededEntropy(5), pair.alpha.kernel.read)
+    assert engine.adopt(left, pair.clock.now, memos_of(pair.alpha)) == 2
+    _, taken = sorted(engine.contexts(), key=lambda one: one.fii)
+    assert (taken.peer_mode, taken.peer_label) == (DemuxMode.FLOWLABEL, 77)
+    assert taken.peer_features == fork.peer_features != 0
 
 
 def test_a_pair_with_forks_is_not_taken_over_without_being_remembered() -> None:
@@ -291,3 +312,19 @@ def test_slots_that_were_free_stay_free() -> None:
     (context,) = engine.contexts()
     taken = [slots.take(context) for _ in range(4)]
     assert sorted(flow.slot for flow in taken if flow is not None) == [0, 1, 2, 4]
+
+
+def test_without_a_memo_only_the_locator_in_use_was_tested() -> None:
+    pair = moved(kernel=True)
+    restart(pair, pair.alpha)
+    tested = {one.address: one.tested for one in pair.alpha.context.peer_locators}
+    assert tested == {B1: False, B1_ISP2: True}
+
+
+def test_a_pair_that_is_parked_or_gone_is_not_remembered() -> None:
+    pair = moved(kernel=True)
+    ulids = pair.alpha.context.pair
+    assert pair.alpha.engine.memo_of(ulids) is not None
+    pair.alpha.engine.park(600, pair.clock.now)
+    assert pair.alpha.engine.memo_of(ulids) is None
+    assert pair.alpha.engine.memo_of(UlidPair(A1, A1)) is None

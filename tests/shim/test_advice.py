@@ -17,7 +17,7 @@ from tests.harness.pair import A1, A1_ISP2, B1, LATENCY_S, Pair, Site
 from tests.shim.moved import established
 
 ROUTER = bytes.fromhex("20010db800ff00000000000000000001")
-SYN, ACK, RST = 0x02, 0x10, 0x04
+SYN, RST, PUSH = 0x02, 0x04, 0x08
 BODY = bytes(100)
 
 
@@ -200,6 +200,7 @@ def test_a_segment_waits_until_it_is_acknowledged() -> None:
     assert held.acknowledge(udp(B1, A1)) == NEVER
     assert held.acknowledge(tcp(B1, A1, acknowledged=2**32 - 50, server=True)) == NEVER
     held.hear()
+    assert held.acknowledge(tcp(B1, A1, flags=PUSH, acknowledged=50, server=True)) == NEVER
     assert held.acknowledge(tcp(B1, A1, acknowledged=50, server=True)) == 1.0
     assert held.take() == ()
 
@@ -220,7 +221,11 @@ def test_bare_acknowledgements_are_answered_by_anything_and_never_repeated() -> 
     bare = tcp(A1, B1, acknowledged=7)
     for now in (1.0, 9.0):
         assert not held.put(bare, now)
-    assert held.take() == (bare,)
+    assert held.packets == (bare,)
+    full = tcp(A1, B1, BODY, acknowledged=7)
+    held.put(full, 9.0)
+    held.put(bare, 9.1)
+    assert held.take() == (full,), "one segment for each connection"
     held.put(bare, 1.0)
     held.hear()
     held.put(bare, 1.0)

@@ -16,7 +16,7 @@ from m6proxy.shim.policy import EstablishPolicy
 from m6proxy.shim.table import ContextTable
 from m6proxy.wire.ipv6 import NEXT_UDP, build_packet
 from tests.harness.packets import rewritten, udp
-from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, Pair
+from tests.harness.pair import A1, A1_ISP2, A2, B1, B1_ISP2, Pair
 
 MODES = [DemuxMode.EXTHDR, DemuxMode.FLOWLABEL, DemuxMode.DSTOPT]
 UNSEEN = 2**40 + 7
@@ -80,3 +80,24 @@ def test_an_unknown_tag_is_dropped_with_its_reason_and_not_counted() -> None:
 def test_a_packet_has_a_header() -> None:
     with pytest.raises(ValueError, match="40 octets"):
         Pair().alpha.engine.try_packet(build_packet(A1, B1, 59, b"")[:39], outbound=True, now=0.0)
+
+
+def _asks(pair: Pair, packet: bytes, *, outbound: bool = True) -> bool:
+    now = pair.clock.now
+    outcome = pair.alpha.engine.try_packet(packet, outbound=outbound, now=now)
+    return any(isinstance(effect, AskCapability) for effect in outcome.effects)
+
+
+def test_what_is_known_of_the_pair_its_uplink_and_its_peer_counts() -> None:
+    """Two packets, one each way, make it ripe; a dead uplink the first one; a refusal none."""
+    pair = Pair(policy=EstablishPolicy(after_packets=2, after_octets=None, after_s=None))
+    engine, now = pair.alpha.engine, pair.clock.now
+    there, back = udp(A1, B1, b"there"), udp(B1, A1, b"back")
+    engine.handle_outbound(there, now)
+    assert _asks(pair, back, outbound=False) and _asks(pair, there)
+    assert not _asks(pair, udp(A2, B1, b"the first of another pair"))
+    engine.handle_uplink("isp1", up=False, mtu=1500, now=now)
+    engine.take_effects()
+    assert _asks(pair, udp(A2, B1, b"its uplink is down"))
+    engine._core.peers.refuse(B1, now + 60)
+    assert not _asks(pair, there)
