@@ -35,8 +35,6 @@ class NameBook:
         self._static = dict(static or {})
         self._addresses_max = addresses_max
         self._learned: OrderedDict[Address, OrderedDict[str, float]] = OrderedDict()
-        self.ignored = 0
-        """Payloads that taught nothing: malformed, refused, or about something else."""
 
     def __len__(self) -> int:
         return len(self._learned)
@@ -46,9 +44,8 @@ class NameBook:
         try:
             heard = parse_answer(payload)
         except MalformedMessage:
-            heard = None
+            return ()
         if heard is None:
-            self.ignored += 1
             return ()
         until_s = now + min(max(heard.ttl_s, TTL_MIN_S), TTL_MAX_S)
         learned: list[tuple[str, Address]] = []

@@ -182,15 +182,6 @@ def site_by_name(name: str) -> Site:
     raise KeyError(f"no site {name!r}; the lab has {', '.join(s.name for s in SITES)}")
 
 
-def host_by_node(node: str) -> tuple[Site, Host]:
-    """Return a host and its site. Raises KeyError with one line when the node is no host."""
-    for site in SITES:
-        for host in site.hosts:
-            if host.node == node:
-                return site, host
-    raise KeyError(f"no host {node!r}")
-
-
 def provider_by_target(target: str) -> str:
     """Return the provider meant by ``p1`` or ``alpha.isp1``. Raises KeyError with one line."""
     if target in PROVIDERS:

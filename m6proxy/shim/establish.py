@@ -35,6 +35,7 @@ from m6proxy.shim.timers import (
     I2_RETRIES_MAX,
     I2_TIMEOUT_S,
     I2BIS_RETRIES_MAX,
+    I2BIS_TIMEOUT_S,
     INITIAL_PROBE_TIMEOUT_S,
     NO_R1_HOLDDOWN_S,
     PENDING_PROOF_S,
@@ -68,7 +69,7 @@ _ANSWERED_BY_I2 = frozenset(
 _TIMEOUT_S = {
     State.I1_SENT: I1_TIMEOUT_S,
     State.I2_SENT: I2_TIMEOUT_S,
-    State.I2BIS_SENT: I2_TIMEOUT_S,
+    State.I2BIS_SENT: I2BIS_TIMEOUT_S,
 }
 
 

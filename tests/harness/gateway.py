@@ -410,14 +410,6 @@ def restore_rules(lab: Lab, node: str, text: str) -> None:
     build.feed(lab.inside(node, ["ip6tables-restore", "--noflush"]), text)
 
 
-def wait_gone(child: subprocess.Popen[Any], deadline_s: float) -> int:
-    """Wait for a child's end and return its exit code; fail the test when it does not end."""
-    try:
-        return child.wait(timeout=deadline_s)
-    except subprocess.TimeoutExpired:
-        raise AssertionError(f"{child.args!r} does not end within {deadline_s:g} s") from None
-
-
 def refused(lab: Lab, node: str, config: Path) -> str:
     """Run a daemon that must refuse to start: exit code 2 and one line, which is returned."""
     done = m6proxy(lab, node, "run", "-c", str(config))

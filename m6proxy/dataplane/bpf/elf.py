@@ -50,7 +50,6 @@ class Symbol:
     value: int
     """Octets from the start of the section."""
     size: int
-    is_global: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +194,7 @@ def _symbols(
             text = _text(section_names, headers[section].name_offset, where)
         else:
             text = _text(names, name, where)
-        symbols.append(Symbol(text, kind, section, value, size, info >> 4 == 1))
+        symbols.append(Symbol(text, kind, section, value, size))
     return symbols
 
 

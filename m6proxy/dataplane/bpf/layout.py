@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag, unique
-from typing import Final, TypeAlias
+from typing import Final
 
 from m6proxy.names import ADDRESS_OCTETS, Address, Prefix
 
@@ -183,7 +183,6 @@ def sent_key(locators: bytes, label: int | None) -> bytes:
 
 
 _IS_LITTLE: Final = struct.pack("=H", 1) == b"\x01\x00"
-OutLayout: TypeAlias = tuple[bytes, bytes, bytes, int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
