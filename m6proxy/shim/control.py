@@ -115,7 +115,7 @@ def handle_control(
         if type(message) in _TAGGED:
             _handle_tagged(core, message, route, now)  # type: ignore[arg-type]
         else:
-            _dispatch(core, pending, message, packet, route, now)
+            _dispatch(core, pending, message, route, now)
     except MalformedMessage as malformed:
         _send_error(core, malformed.reason, offset + malformed.pointer, packet, route, now)
         return core.drop(malformed.reason)
@@ -173,7 +173,6 @@ def _dispatch(
     core: Core,
     pending: PendingProofs,
     message: Message,
-    packet: bytes,
     route: LocatorPair,
     now: float,
 ) -> None:
@@ -248,7 +247,7 @@ def _handle_tagged(core: Core, message: Tagged, route: LocatorPair, now: float) 
                 park.handle_ack(core, context, message, now)
                 or scope.handle_ack(core, context, message, now)
             ):
-                update.handle_ack(core, context, message, now)
+                update.handle_ack(context, message)
     core.rearm(context)
 
 

@@ -107,7 +107,7 @@ class Engine:
         """Decide about a packet from the LAN; its source is in the site's prefixes."""
         context = self._by_outbound.get(packet[8:40])
         if context is None:
-            context = self._sorted(packet, now) if self._by_forked else None
+            context = self._sorted(packet) if self._by_forked else None
             if context is None:
                 return self._outbound_miss(packet, now)
         if context.flow is not None:
@@ -381,7 +381,7 @@ class Engine:
 
     # --- the less usual packet ------------------------------------------------------------
 
-    def _sorted(self, packet: bytes, now: float) -> Context | None:
+    def _sorted(self, packet: bytes) -> Context | None:
         main = self._by_forked.get(packet[8:40])
         return forks.sort(main, packet) if main is not None else None
 

@@ -125,7 +125,7 @@ def acknowledge(core: Core, context: Context) -> None:
         core.send(UpdateAck(context.peer_tag, held.request_nonce), held.route)
 
 
-def handle_ack(core: Core, context: Context, message: UpdateAck, now: float) -> None:
+def handle_ack(context: Context, message: UpdateAck) -> None:
     """§10.5: the peer has our set."""
     update = context.update
     if update is None or update.request.request_nonce != message.request_nonce:
