@@ -7,15 +7,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from m6proxy.names import UlidPair
-from m6proxy.shim import flows
+from m6proxy.shim import flows, lifecycle
 from m6proxy.shim.context import Context
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.shim.effects import Effect, InstallFlow, What
 from m6proxy.shim.policy import EstablishPolicy, Selector, Traffic
-from m6proxy.shim.transitions import ReapState
+from m6proxy.shim.transitions import Input, ReapState
 from tests.harness.packets import tcp
 from tests.harness.pair import A1, A1_ISP2, B1, B1_ISP2, Pair, Site, longest_gap_s
 from tests.shim.moved import moved
+from tests.shim.test_forks import adjust
 
 MODES = [
     (DemuxMode.EXTHDR,),
@@ -258,6 +259,36 @@ def test_a_segment_that_was_repeated_early_waits_for_the_new_path_too() -> None:
         pair.run(wait_s)
     arrived = [when for when, packet in pair.beta.delivered if packet == segment]
     assert arrived and arrived[0] == pytest.approx(pair.alpha.context.rehomed_s, abs=0.05)
+
+
+def test_while_an_answer_is_overdue_the_host_is_heard_by_the_engine() -> None:
+    pair = pair_of(kernel=True)
+    pair.stream(2.0, both=True)
+    context = pair.alpha.context
+
+    def is_watched() -> bool:
+        entry = pair.alpha.flows[context.pair].kernel
+        assert entry is not None
+        return entry.watched
+
+    pair.cut_provider("a", 1)
+    for seconds, watched in ((1.0, False), (1.5, True)):
+        pair.stream(seconds, both=True)
+        assert is_watched() is watched and not context.rehomings
+    pair.stream(8.0, both=True)
+    assert context.rehomings and not is_watched()
+
+
+def test_a_fork_that_ends_leaves_its_pair_to_the_kernel() -> None:
+    pair = Pair(adjust=adjust, kernel=True)
+    for _ in range(3):
+        pair.talk(pair.alpha)
+        pair.run(0.2)
+    core = pair.alpha.engine._core
+    main, fork = sorted(core.contexts, key=lambda context: context.fii)
+    lifecycle.remove(core, fork, Input.IDLE_TIMEOUT, pair.clock.now)
+    pair.settle(pair.alpha)
+    assert list(core.contexts) == [main] and main.pair in pair.alpha.flows
 
 
 def test_a_one_way_flow_with_keepalives_is_never_doubted() -> None:

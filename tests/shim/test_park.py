@@ -97,6 +97,7 @@ def test_an_empty_list_with_a_time_parks_at_both_ends() -> None:
     assert pair.beta.engine.away is None
     assert pair.alpha.what(What.PARKED) and pair.beta.what(What.PARKED)
     assert len(pair.beta.context.peer_locators) == 2, "the set is kept for the return"
+    assert not pair.alpha.engine.drops and not pair.beta.engine.drops
 
 
 @pytest.mark.parametrize("start", [established, moved])
@@ -187,6 +188,8 @@ def test_the_site_is_back_by_itself_when_its_time_is_over() -> None:
 def test_a_new_time_replaces_the_one_before() -> None:
     pair = parked(for_s=30)
     park(pair, pair.alpha, 300)
+    away = pair.alpha.engine.away
+    assert away is not None and (away.asked, away.granted) == (1, 0), "it is asked anew"
     pair.run(60.0)
     assert is_parked(pair.alpha) and is_parked(pair.beta)
 
@@ -351,6 +354,25 @@ def test_an_away_site_that_still_hears_acknowledges_and_is_not_taken_for_back() 
 
 
 # --- what changes meanwhile ----------------------------------------------------------------------
+
+
+def test_an_update_that_was_under_way_is_repeated_only_after_the_return() -> None:
+    pair = established()
+    pair.lose = lambda packet: bool(find_messages([(0.0, packet)], UpdateRequest))
+    pair.beta.engine.handle_uplink("isp2", up=False, mtu=1500, now=pair.clock.now)
+    pair.settle(pair.beta)
+    pair.run(1.0)
+    assert pair.beta.context.update is not None
+    pair.lose = lambda packet: False
+    park(pair, pair.alpha)
+    pair.run(1.0)
+    pair.beta.sent.clear()
+    pair.run(200.0)
+    assert not pair.beta.sent
+    unpark(pair, pair.alpha)
+    pair.run(5.0)
+    broken = [one.broken for one in pair.alpha.context.peer_locators]
+    assert broken == [False, True] and pair.beta.context.update is None
 
 
 def test_uplinks_that_changed_meanwhile_are_told_on_the_return() -> None:

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m6proxy.names import Address, Prefix
+from m6proxy.proof.judge import Proof
 from m6proxy.reasons import Reason
-from m6proxy.shim.context import Context
+from m6proxy.shim.context import Context, Parking
 from m6proxy.shim.features import Feature
+from m6proxy.shim.locators import PeerLocator
 from m6proxy.shim.policy import EstablishPolicy
-from m6proxy.shim.scope import key_of, most
-from m6proxy.shim.transitions import State
+from m6proxy.shim.scope import carrier_of, key_of, most, tell
+from m6proxy.shim.transitions import ReapState, State
 from m6proxy.shim.verdict import CONSUMED
 from m6proxy.wire.checksum import checksum
 from m6proxy.wire.ipv6 import NEXT_SHIM, build_packet
@@ -22,6 +24,7 @@ from m6proxy.wire.message import UpdateAck, UpdateRequest, find
 from m6proxy.wire.options import (
     BROKEN,
     METHOD_DNS,
+    LocatorDelta,
     LocatorList,
     Option,
     Preference,
@@ -319,6 +322,42 @@ def test_a_wrong_tag_of_two_touches_nothing_but_the_others(which: str, bit: int)
     assert answer.tags == tuple((c.peer_tag, c.local_tag) for c in (one, two))
 
 
+def test_a_locator_in_use_that_is_broken_is_left_without_waiting_for_the_peers_probes() -> None:
+    pair = crowd(4)
+    one, two, three, _ = contexts(pair.beta)
+    tell_beta(pair, one, one.outbound_key[16:], forged(one, two))
+    pair.run(3.0)
+    assert [context.route[16:22] == ISP1.network[:6] for context in (one, two, three)] == [
+        *(False, False, True),
+    ]
+
+
+def test_who_was_told_parked_or_ended_meanwhile_is_not_named() -> None:
+    pair = crowd(5)
+    lose_isp1(pair)
+    core, now = pair.alpha.engine._core, pair.clock.now
+    one, two, away, unsure, _ = named = contexts(pair.alpha)
+    key = key_of(one)
+    assert key is not None
+    one.told_set, away.parking, unsure.told_set = one.local_set, Parking(), None
+    assert tell(core, key, named, now)
+    pair.settle(pair.alpha)
+    (scope,) = about_many(pair.alpha)
+    assert [sender for _, sender in scope.tags] == [two.local_tag, named[4].local_tag]
+    assert one.update is None and away.update is None
+    assert unsure.update is not None and unsure.update.named is None, "all of our list"
+
+
+def test_a_message_goes_over_a_path_that_works_if_there_is_one() -> None:
+    pair = crowd(2)
+    core, (one, two) = pair.alpha.engine._core, contexts(pair.alpha)
+    assert carrier_of(core, [one, two]) is one
+    one.reap_state = ReapState.EXPLORING
+    assert carrier_of(core, [one, two]) is two
+    two.reap_state = ReapState.EXPLORING
+    assert carrier_of(core, [one, two]) is one
+
+
 def test_another_list_is_not_changed() -> None:
     pair = crowd(4)
     one, two, *_ = contexts(pair.beta)
@@ -328,10 +367,15 @@ def test_another_list_is_not_changed() -> None:
 
 
 def test_a_message_over_another_sites_context_touches_none_of_it() -> None:
-    """Who has a context with us, and saw both tags of another site's, says nothing for that."""
+    """Who has a context with us, and saw both tags of another site's, says nothing for that.
+
+    Nor when that site listed his address, as long as nobody proved it.
+    """
     pair = crowd(4)
     one, two, three, _ = contexts(pair.beta)
     eve = bytes.fromhex("20010db800e10001") + bytes(7) + b"\1"
+    two.peer_locators += (PeerLocator(eve, Proof.NONE),)
+    two.peer_locators[-1].listed = True
     for locator in one.peer_locators:
         locator.address = eve if locator.address == one.outbound_key[16:] else locator.address
     assert tell_beta(pair, one, eve, forged(one, two, three)) is CONSUMED
@@ -368,6 +412,9 @@ def test_beside_a_list_and_without_the_feature_it_is_ignored() -> None:
     locators = LocatorList(5, (METHOD_DNS,), (one.outbound_key[16:],))
     tell_beta(pair, one, one.outbound_key[16:], locators, forged(one, two))
     assert one.peer_generation == 5
+    delta = LocatorDelta(5, 6, (), ())
+    tell_beta(pair, one, one.outbound_key[16:], delta, forged(one, two))
+    assert one.peer_generation == 6
     two.peer_features = 0
     tell_beta(pair, two, two.outbound_key[16:], forged(two))
     assert not heard(pair)
