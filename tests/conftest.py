@@ -1,4 +1,4 @@
-"""What holds for all tests: who may skip, and what a skip means in CI."""
+"""What holds for all tests: who may skip, what a skip means in CI, and that none has to be fast."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("m6proxy", deadline=None)  # a busy machine stops an example for a second
+settings.load_profile("m6proxy")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
