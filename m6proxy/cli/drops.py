@@ -18,9 +18,7 @@ def drops(show_all: bool, control: Path | None, as_json: bool) -> None:
     """Dropped packets by reason."""
     from m6proxy.cli.screen import show_json, show_table
 
-    answer = ask(control, "/v1/drops")
-    if not show_all:
-        answer = [drop for drop in answer if drop["count"]]
+    answer = ask(control, "/v1/drops?all=1" if show_all else "/v1/drops")
     if as_json:
         show_json(answer)
         return

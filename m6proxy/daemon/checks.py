@@ -67,8 +67,9 @@ def check_dns(config: Config) -> list[Finding]:
             dns.query.udp(query, server, timeout=config.dns.timeout_s, port=config.dns.port)
         except (OSError, dns.exception.DNSException) as error:
             silent = isinstance(error, dns.exception.Timeout)
-            why = f"no answer within {config.dns.timeout_s:g} s" if silent else str(error)
-            remedy = "no peer can be found until it answers"
+            late = f"no answer within {config.dns.timeout_s:g} s by the ordinary route"
+            why = late if silent else str(error)
+            remedy = "no peer can be found unless it answers over an uplink, or another one does"
             findings.append(Finding(what, Level.WARNING, why, remedy))
         else:
             findings.append(Finding(what, Level.OK, "answers"))
