@@ -135,7 +135,9 @@ class Daemon:
         self._watch = UplinkWatch(
             steering,
             self._uplink_changed,
-            repair=self._routing.repair if self._routing is not None else None,
+            repair=partial(self._repair, self._routing, asyncio.get_running_loop())
+            if self._routing is not None
+            else None,
         )
         self._ruled = False
         self._stopping = asyncio.Event()
@@ -191,6 +193,21 @@ class Daemon:
             self._loop.memos.remove()
         await self._control.stop()
 
+    def _repair(self, routing: SourceRouting, loop: asyncio.AbstractEventLoop) -> dict[str, str]:
+        """Put back what went with an interface, in a thread: programs first.
+
+        What is marked for an uplink without its program would leave as it is.
+        """
+        asyncio.run_coroutine_threadsafe(self._reattach(), loop).result()
+        return routing.repair()
+
+    async def _reattach(self) -> None:
+        try:
+            for line in self._bpf.reattach() if self._bpf is not None else ():
+                self._journal.note("programs attached", line)
+        except SetupError as refused:
+            self._journal.note("programs not attached", str(refused))
+
     async def _keep_rules(self) -> None:
         """Somebody who reloads his firewall takes our chains away: put them back.
 
@@ -200,9 +217,8 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), _RULES_INTERVAL_S)
                 return
+            await self._reattach()
             try:
-                for line in self._bpf.reattach() if self._bpf is not None else ():
-                    self._journal.note("programs attached", line)
                 wrong = await asyncio.to_thread(self._bundles.verify)
                 if wrong:
                     self._journal.note("rules put back", "; ".join(wrong))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from m6proxy.lab import faults
-from m6proxy.lab.build import Lab, feed, pins_path
+from m6proxy.lab.build import Lab, configure, feed, pins_path
+from m6proxy.lab.plan import CUSTOMER, customer_side
 from m6proxy.lab.topology import ALPHA, BETA
 from tests.harness.fastpath import programs
 from tests.harness.gateway import (
@@ -44,6 +45,28 @@ def test_a_re_homed_pair_does_not_visit_python(lab: Lab, mode: str) -> None:
             assert later["kernel_rewritten"] >= earlier["kernel_rewritten"] + 20
             assert later["kernel_restored"] >= earlier["kernel_restored"] + 20
             assert later["rewritten"] == earlier["rewritten"]
+
+
+def test_an_uplink_that_is_made_anew_has_its_program_before_its_packets(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """PPP dialled in again: for up to ten seconds re-homed packets left with their ULIDs."""
+    path, uplink = tmp_path / "received", ALPHA.uplinks[1]
+    provider, gateway = lab.namespace(uplink.provider), lab.namespace("agw")
+    prerouting = lab.inside(uplink.provider, ["ip6tables", "-t", "mangle"])
+    with on_isp2(lab, "flowlabel", fast=True), streaming(lab, path):
+        grows(path, 10)
+        feed([*prerouting, "-A", "PREROUTING", "-s", A1], "")
+        for _ in range(3):
+            configure(lab, "agw", f"link del {uplink.interface}\n")
+            ends = f"link add {uplink.interface} netns {gateway} type veth"
+            feed(["ip", *ends.split(), "peer", "name", CUSTOMER, "netns", provider], "")
+            configure(lab, uplink.provider, "\n".join(customer_side(uplink.provider)) + "\n")
+            address = f"address replace {uplink.site_address}/64 dev {uplink.interface} nodad"
+            configure(lab, "agw", f"{address}\nlink set {uplink.interface} up\n")
+            grows(path, 10)
+        counted = feed([*prerouting, "-nvxL", "PREROUTING"], "").splitlines()[-1]
+        assert counted.split()[0] == "0"
 
 
 FIREWALL = f"""\

@@ -218,7 +218,7 @@ class BpfSite:
         return sum(
             SettingsFlag.BARE_UPLINK << number
             for number, one in enumerate(self._wanted.uplinks, start=1)
-            if _index(one.interface) and _link_address(one.interface) is None
+            if _is_bare(one.interface)
         )
 
     def _indexes(self) -> tuple[int, ...]:
@@ -269,9 +269,15 @@ def sizes(contexts: int) -> dict[str, int]:
 
 def _variant(program: str, interface: str) -> str:
     """The program that reads packets as the interface has them."""
-    if _index(interface) and _link_address(interface) is None:
-        return f"{program}_l3"
-    return program
+    return f"{program}_l3" if _is_bare(interface) else program
+
+
+def _is_bare(interface: str) -> bool:
+    """Whether the interface is there, and its frames have no Ethernet header."""
+    try:
+        return _link_address(interface) is None
+    except OSError:
+        return False
 
 
 def _index(interface: str) -> int:

@@ -17,6 +17,7 @@ import pytest
 
 from m6proxy.dataplane.bpf import layout
 from m6proxy.dataplane.bpf import plane as plane_module
+from m6proxy.dataplane.bpf import site as site_module
 from m6proxy.dataplane.bpf.entries import entries
 from m6proxy.dataplane.bpf.flowmaps import FlowMaps
 from m6proxy.dataplane.bpf.layout import Miss, MissFlag, Mode, OutFlag, OutFlow
@@ -454,3 +455,9 @@ def test_a_ripe_pair_is_told_with_what_was_counted(tmp_path: Path) -> None:
         yield
 
     told(tmp_path, story)
+
+
+def test_an_interface_may_go_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PPP hung up between two questions about it: the daemon told the programs nothing any more."""
+    monkeypatch.setattr(site_module, "_index", lambda interface: 7)
+    assert site_module._variant("uplink_out", "gone0") == "uplink_out"
