@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from m6proxy.daemon import memos
 from m6proxy.daemon.memos import Memos
@@ -108,16 +109,18 @@ def test_the_file_is_written_anew_when_most_of_it_is_old(
     told(tmp_path, story)
 
 
-def test_a_file_that_cannot_be_written_is_no_reason_to_stop(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_told_once_and_no_reason_to_stop(tmp_path: Path) -> None:
     async def run() -> None:
         pair = forked()
         kept = Memos(tmp_path / "nowhere" / "alpha.contexts", FakeEngine(pair))
         for _ in range(3):
             kept.note(next(pair.alpha.engine.contexts()).pair)
-            await asyncio.sleep(memos.SOON_S * 1.5)
+            await until(lambda: kept._timer is None, "the write was tried")
         kept.remove()
 
-    asyncio.run(run())
+    with capture_logs() as logs:
+        asyncio.run(run())
+    assert [line["event"] for line in logs] == ["contexts are not remembered"]
 
 
 def test_many_pairs_are_written_in_portions(

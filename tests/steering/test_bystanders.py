@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -231,15 +230,3 @@ def test_iptables_legacy_and_others_are_read_from_files(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in hooks.others(ipvs, selinux, ila)] == [
         *("IPVS", "SELinux", "ILA"),
     ]
-
-
-def test_a_kernel_that_fails_otherwise_is_not_taken_for_one_without_a_list(
-    monkeypatch: pytest.MonkeyPatch, gateway: str
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "not allowed")
-
-    with Asking(NETFILTER) as asking:
-        monkeypatch.setattr(asking, "dump", refuse)
-        with pytest.raises(PermissionError):
-            hooks.registered(asking, PLACES)

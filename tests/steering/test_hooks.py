@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from m6proxy.netlink import Message
-from m6proxy.steering.hooks import occupants
+import errno
+
+import pytest
+
+from m6proxy.netlink import Asking, Message, attributes, text_of
+from m6proxy.steering.hooks import occupants, registered
 
 HEAD = "0a000002"
 """nfgenmsg: family ip6, version 0, resource: hook 2."""
@@ -69,3 +73,51 @@ def test_a_hook_without_a_name_is_somebody() -> None:
     assert list(occupants([message(FORWARD)], "prerouting")) == [
         "a hook of the kernel: a function (prerouting)"
     ]
+
+
+class Kernel(Asking):
+    """Has a list of hooks, by family, number and device."""
+
+    def __init__(self, listed: dict[tuple[int, int, str], list[Message] | int]) -> None:
+        self.listed = listed
+        """What stands there, or with which error number the kernel refuses."""
+
+    def dump(self, kind: int, content: bytes) -> list[Message]:
+        assert kind == 12 << 8
+        found = dict(attributes(content[4:]))
+        asked = (content[0], int.from_bytes(found[1]), text_of(found.get(3, b"")))
+        answer = self.listed.get(asked, [])
+        if isinstance(answer, int):
+            raise OSError(answer, "refused")
+        return answer
+
+
+PREROUTING, POSTROUTING, LAN = (10, 0, ""), (10, 4, ""), (5, 0, "lan0")
+
+
+def test_every_hook_that_a_forwarded_packet_passes_is_asked_for() -> None:
+    kernel = Kernel({PREROUTING: [TRACKING], POSTROUTING: [IDLE, PROGRAM], LAN: [LEGACY]})
+    assert registered(kernel, ["lan0", "wan1"]) == [
+        "connection tracking: ipv6_conntrack_in of nf_conntrack (prerouting)",
+        "a hook of the kernel: nf_hook_run_bpf (postrouting)",
+        "a hook of the kernel: ip6t_do_table of ip6_tables (ingress of lan0)",
+    ]
+
+
+@pytest.mark.parametrize("refusal", [errno.ENODEV, errno.EOPNOTSUPP])
+def test_an_interface_that_is_gone_hides_no_other(refusal: int) -> None:
+    kernel = Kernel({LAN: refusal, (5, 0, "wan1"): [PROGRAM]})
+    assert registered(kernel, ["lan0", "wan1"]) == [
+        "a hook of the kernel: nf_hook_run_bpf (ingress of wan1)"
+    ]
+
+
+@pytest.mark.parametrize("refusal", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_kernel_without_the_list_names_nobody(refusal: int) -> None:
+    assert registered(Kernel({PREROUTING: refusal}), ["lan0"]) == []
+
+
+@pytest.mark.parametrize("place", [PREROUTING, LAN])
+def test_a_refusal_for_another_reason_is_no_answer(place: tuple[int, int, str]) -> None:
+    with pytest.raises(PermissionError):
+        registered(Kernel({place: errno.EPERM}), ["lan0"])
