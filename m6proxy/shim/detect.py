@@ -70,7 +70,8 @@ def handle_reply(core: Core, message: CapabilityReply, route: LocatorPair, now: 
     if inquiry is None:
         raise PeerViolation(Reason.WRONG_NONCE, "a reply to no question of ours")
     told = find(message.options, Features)
-    names = Feature(told.bits & OURS).name if told is not None else None
+    bits = told.bits & OURS if told is not None else 0
+    names = "|".join(feature.name for feature in Feature if bits & feature)
     _found(core, inquiry, f"replied: {names}" if names else "replied", now)
 
 

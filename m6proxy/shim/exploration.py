@@ -37,6 +37,7 @@ _Place: TypeAlias = tuple[tuple[int, int, int], int, int]
 _MATTERS: Final = PeerLocator.BROKEN | PeerLocator.TRANSIENT | PeerLocator.STANDS_IN
 Liked = TypeVar("Liked")
 _FIRST = itemgetter(0)
+_UNPROVED: Final = Proof.NONE
 
 
 class Exploration:
@@ -149,6 +150,8 @@ class Exploration:
         """What goes along with the next probe (RFC 5534 §6.1): the newest of our probes that
         the peer did not report, as far as they fit, newest first.
         """
+        if not self._reported:
+            return self.sent[: RECORDS_MAX - 1]
         open_ = [record for record in self.sent if record.nonce not in self._reported]
         return tuple(open_[: RECORDS_MAX - 1])
 
@@ -178,8 +181,8 @@ def candidates(
                 one.priority,
                 one.flags & _MATTERS,
                 one.lot,
-                one.proof is not Proof.NONE,
-                octets in suspects,
+                one.proof is not _UNPROVED,
+                bool(suspects) and octets in suspects,  # or its octets would be fetched in vain
             )
         )
         drawn = drawn or one.weight != 0
@@ -238,8 +241,8 @@ def best(
     if len(works) == 1:
         only = works[0]
         for one in peer:
-            if one.address == only.peer and not one.stands_in and only.local in local.locators:
-                return only
+            if one.address == only.peer and not one.flags & PeerLocator.STANDS_IN:
+                return only if only.local in local.locators else None
         return None
     mine = dict(zip(local.locators, local.ranks, strict=True))
     theirs = {locator.address: rank for rank, locator in _ranked(peer)}

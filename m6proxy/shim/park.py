@@ -306,7 +306,7 @@ def expire(core: Core, context: Context, now: float) -> None:
 
 def _tell_together(core: Core, named: list[Context], due_s: float, now: float) -> None:
     """Ask one gateway about several contexts; each asks once by itself when no answer comes."""
-    carrier = scope.carrier_of(core, named)
+    carrier = scope.carrier_of(named)
     if len(named) == 1:
         _tell_away(core, carrier, due_s, now)
         return

@@ -30,6 +30,7 @@ from m6proxy.shim.effects import AskProof, Searched, What
 from m6proxy.shim.exploration import Exploration, best, candidates
 from m6proxy.shim.held import HeldSegments
 from m6proxy.shim.lifecycle import meant_pair, refresh_path, use_route, wire_pair
+from m6proxy.shim.locators import PeerLocator
 from m6proxy.shim.outward import repeat_held, send_again, send_held
 from m6proxy.shim.routability import may_send
 from m6proxy.shim.slots import KernelFlow
@@ -43,6 +44,10 @@ TEST_PAUSE_S: Final = 10.0
 """Between two tests of one context, and after a search has ended."""
 _PROBE_STATES: Final = tuple(map(ProbeState, ReapState))
 """What our probes say, by our state."""
+_OPERATIONAL: Final = ReapState.OPERATIONAL
+_EXPLORING: Final = ReapState.EXPLORING
+_INBOUND_OK: Final = ReapState.INBOUND_OK
+"""To look a member up in an Enum costs as much as a call; these are asked for at every turn."""
 _WORDS: Final = {event: event.value for event in ReapEvent}
 _EVENT_OF_PROBE: Final = {
     ProbeState.EXPLORING: ReapEvent.PROBE_EXPLORING_IN,
@@ -56,7 +61,7 @@ def payload_out(core: Core, context: Context, packet: bytes, now: float) -> None
     repeats = False
     if packet and packet[6] == NEXT_TCP:
         repeats = keep(context, packet, now)
-    if context.reap_state is ReapState.OPERATIONAL:
+    if context.reap_state is _OPERATIONAL:
         context.keepalive_due_s = NEVER
         if context.send_due_s == NEVER:
             context.send_due_s = now + context.send_timeout_s
@@ -81,7 +86,7 @@ def payload_in(core: Core, context: Context, packet: bytes, now: float) -> None:
     ``packet`` is the host's, between ULIDs; empty for a control message that counts as payload.
     """
     sent_s = context.held.acknowledge(packet) if context.held is not None else NEVER
-    if context.reap_state is ReapState.OPERATIONAL:
+    if context.reap_state is _OPERATIONAL:
         _stop_send(core, context, now)
         _start_keepalive(core, context, now)
     elif sent_s and context.exploration is not None and sent_s > context.exploration.started_s:
@@ -109,7 +114,7 @@ def search_again(core: Core, context: Context, now: float) -> None:
 
 def may_test(context: Context, now: float) -> bool:
     """Tell whether a hint would start a test: not within 10 s after another, or a search."""
-    if not context.watched or context.reap_state is not ReapState.OPERATIONAL:
+    if not context.watched or context.reap_state is not _OPERATIONAL:
         return False
     exploration = context.exploration
     if exploration is not None and (exploration.due_s or now < exploration.ended_s + TEST_PAUSE_S):
@@ -166,7 +171,7 @@ def handle_probe(
         for pair in confirmed:
             context.suspects = context.suspects.difference(pair) or NO_LOCATORS
     arrivals.note(context, probe.options)
-    if context.reap_state is not ReapState.OPERATIONAL:
+    if context.reap_state is not _OPERATIONAL:
         if core.history.scores:
             for pair in confirmed:
                 _note_uplink_works(core, context, pair)
@@ -181,7 +186,7 @@ def handle_probe(
         _restart_send(core, context, now)
         return
     handle(core, context, event, now)
-    if context.reap_state is ReapState.OPERATIONAL and context.exploration is not None:
+    if context.reap_state is _OPERATIONAL and context.exploration is not None:
         context.exploration.end(now)
 
 
@@ -205,7 +210,7 @@ def suspect(core: Core, context: Context, due_s: float, slot_s: float = NEVER) -
 
 def test_stand_in(core: Core, context: Context, now: float) -> None:
     """A context that began away from its ULIDs never tried what stands in for the peer's."""
-    if not context.watched or context.reap_state is not ReapState.OPERATIONAL:
+    if not context.watched or context.reap_state is not _OPERATIONAL:
         return
     wire = wire_pair(core, context, context.locators)
     known = context.peer_locator(wire.peer)
@@ -219,7 +224,7 @@ def explore(core: Core, context: Context, since_s: float, now: float) -> None:
     A search whose own timer sent a probe after ``since_s``, what the reason is for the new one,
     waits for the next: two at once would be too fast (RFC 5534 §4.3).
     """
-    if context.reap_state is ReapState.OPERATIONAL:
+    if context.reap_state is _OPERATIONAL:
         handle(core, context, ReapEvent.SEND_TIMER, now)
         return
     exploration = context.exploration or _explore(core, context, now)
@@ -243,7 +248,7 @@ def rest(context: Context) -> None:
     """An end said that it is away: nothing is tested until it is back."""
     context.send_due_s = context.keepalive_due_s = NEVER
     context.exploration = None
-    context.reap_state = ReapState.OPERATIONAL
+    context.reap_state = _OPERATIONAL
 
 
 def resume(core: Core, context: Context, now: float) -> None:
@@ -304,7 +309,7 @@ def expire(core: Core, context: Context, now: float) -> None:
     if exploration.due_s and now >= exploration.due_s and _has_slot(core, exploration, now):
         exploration.due_s = NEVER
         exploration.answered = False
-        suspected = context.reap_state is ReapState.OPERATIONAL
+        suspected = context.reap_state is _OPERATIONAL
         handle(core, context, ReapEvent.SEND_TIMER if suspected else ReapEvent.RETRANSMIT, now)
         exploration = context.exploration
     if exploration is None or not exploration.ended_s:
@@ -321,7 +326,7 @@ def _may_begin(core: Core, context: Context, now: float) -> bool:
     slot_s = core.pace.take(now)
     if slot_s <= now:
         return True
-    if context.reap_state is ReapState.OPERATIONAL:
+    if context.reap_state is _OPERATIONAL:
         context.send_due_s = NEVER
         suspect(core, context, slot_s, slot_s)
     else:
@@ -345,18 +350,18 @@ def _on_change(
     event: ReapEvent,
     now: float,
 ) -> None:
-    if after is ReapState.OPERATIONAL:
+    if after is _OPERATIONAL:
         core.report(What.OPERATIONAL, context.outbound_key, context.route)
-    elif after is ReapState.EXPLORING:
+    elif after is _EXPLORING:
         context.send_due_s = context.keepalive_due_s = NEVER
-        if context.exploration is None or before is ReapState.OPERATIONAL:
+        if context.exploration is None or before is _OPERATIONAL:
             _explore(core, context, now)
         else:
             context.exploration.restart(_pairs(core, context, now), now, context.packets_out)
         core.report(What.SILENCE, context.outbound_key, _WORDS[event])
-    elif before is ReapState.OPERATIONAL:
+    elif before is _OPERATIONAL:
         core.report(What.PEER_EXPLORES, context.outbound_key, _WORDS[event])
-    if after is not ReapState.OPERATIONAL and context.flow is not None:
+    if after is not _OPERATIONAL and context.flow is not None:
         # before our Probe leaves: what answers it must not let packets take the old path
         flows.watch(core, context, wanted=True)
 
@@ -374,7 +379,7 @@ def _restart_send(core: Core, context: Context, now: float) -> None:
 def _stop_send(core: Core, context: Context, now: float) -> None:
     """The peer was heard: that acknowledges no segment, but none waits for ever."""
     context.send_due_s = NEVER
-    if context.held is None or context.reap_state is not ReapState.OPERATIONAL:
+    if context.held is None or context.reap_state is not _OPERATIONAL:
         return
     context.held.hear()
     if now >= context.held.until_s:
@@ -412,7 +417,7 @@ def _pairs(core: Core, context: Context, now: float) -> tuple[LocatorPair, ...]:
     peer, current = context.peer_locators, context.locators
     usual = candidates(local_set, peer, current, suspects)
     for locator in peer:
-        if locator.broken:
+        if locator.flags & PeerLocator.BROKEN:
             # this may be old news: the Update that takes it back can be lost on the path that died
             every = candidates(local_set, peer, current, suspects, peers_broken=True)
             return (*usual, *(pair for pair in every if pair not in usual))
@@ -426,9 +431,9 @@ def _leaves_open(context: Context, probe: Probe) -> bool:
     then it may be one that tests a better pair of the peer, whose own path is in doubt. Or we
     search, since the pair in use is known not to work: what the peer hears came another way.
     """
-    if probe.received or context.reap_state is ReapState.EXPLORING:
+    if probe.received or context.reap_state is _EXPLORING:
         return True
-    return context.reap_state is ReapState.INBOUND_OK and _is_lost(context)
+    return context.reap_state is _INBOUND_OK and _is_lost(context)
 
 
 def _is_lost(context: Context) -> bool:
@@ -444,7 +449,7 @@ def _was_answered(context: Context) -> bool:
     packets the reports never catch up, and the answers became a storm.
     """
     exploration = context.exploration
-    if exploration is None or context.reap_state is not ReapState.INBOUND_OK:
+    if exploration is None or context.reap_state is not _INBOUND_OK:
         return False
     before, exploration.answered = exploration.answered, True
     return before
@@ -506,7 +511,7 @@ def _doubt_mode(core: Core, context: Context, now: float) -> None:
 
 def _send_probe(core: Core, context: Context, now: float) -> None:
     exploration = context.exploration or _explore(core, context, now)
-    operational = context.reap_state is ReapState.OPERATIONAL
+    operational = context.reap_state is _OPERATIONAL
     pair = context.locators if operational else exploration.take_pair()
     pair = wire_pair(core, context, pair) if pair is not None else None
     if not operational:

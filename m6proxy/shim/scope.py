@@ -29,6 +29,10 @@ from m6proxy.wire.options import LocatorDelta, LocatorList, Scope
 
 SITE_OCTETS: Final = 7
 """Addresses with a /56 in common are of one site: the least that sites are given (RFC 6177)."""
+_ESTABLISHED: Final = State.ESTABLISHED
+_UNPROVED: Final = Proof.NONE
+_BY_DNS: Final = Proof.DNS
+"""Looked up once: 100,000 contexts are asked whose they are."""
 _FIXED_OCTETS: Final = 16 + 4 + 12
 """An Update Request, and the head and fixed fields of the option."""
 _PREFIX_OCTETS: Final = 20
@@ -79,7 +83,7 @@ def gateways_of(context: Context) -> Gateways | None:
     """
     if (
         not context.peer_features & Feature.SCOPE
-        or context.state is not State.ESTABLISHED
+        or context.state is not _ESTABLISHED
         or context.peer_name is None
     ):
         return None
@@ -87,8 +91,8 @@ def gateways_of(context: Context) -> Gateways | None:
     sites, by_dns = [], False
     for locator in context.peer_locators:
         proof = locator.proof
-        if proof is not Proof.NONE:
-            by_dns = by_dns or proof is Proof.DNS
+        if proof is not _UNPROVED:
+            by_dns = by_dns or proof is _BY_DNS
             sites.append(locator.address[:SITE_OCTETS])
     if not domain or not by_dns:
         return None
@@ -100,7 +104,7 @@ def gateways_of(context: Context) -> Gateways | None:
 def _is_at(context: Context, key: Key) -> bool:
     """Whether what both ends know of our set is still what it was when the key was made."""
     return (
-        context.state is State.ESTABLISHED
+        context.state is _ESTABLISHED
         and context.told_set is not None
         and context.told_set.generation == key.base_generation
         and context.local_set.generation == key.generation
@@ -137,7 +141,7 @@ def tell(core: Core, key: Key, contexts: list[Context], now: float) -> bool:
         for context in named:
             update.announce(core, context, core.pace.take(now), now)
         return False
-    carrier = carrier_of(core, named)
+    carrier = carrier_of(named)
     request = UpdateRequest(carrier.peer_tag, core.entropy.nonce(), (_scope(named),))
     alone_s = alone_due_s(core, now)
     for context in named:
@@ -149,9 +153,9 @@ def tell(core: Core, key: Key, contexts: list[Context], now: float) -> bool:
     return True
 
 
-def carrier_of(core: Core, named: list[Context]) -> Context:
+def carrier_of(named: list[Context]) -> Context:
     """The context that a message about several goes over: one whose path works, if there is one."""
-    return next((context for context in named if _seems_to_work(core, context)), named[0])
+    return next((context for context in named if _seems_to_work(context)), named[0])
 
 
 def alone_due_s(core: Core, now: float) -> float:
@@ -286,8 +290,8 @@ def _is_of_site(context: Context, source: Address) -> bool:
     )
 
 
-def _seems_to_work(core: Core, context: Context) -> bool:
-    lost = core.local_sets.is_down(context.route[:16])
+def _seems_to_work(context: Context) -> bool:
+    lost = context.route[:16] in context.local_set.down
     return not lost and context.reap_state is ReapState.OPERATIONAL
 
 

@@ -372,6 +372,8 @@ _KNOWN = frozenset(_PARSERS)
 def _encode_option(option: Option) -> bytes:
     critical = False
     match option:
+        case PayloadCount(packets):  # first, for every Probe has it where modes are used
+            number, contents = NUMBER_PAYLOAD_COUNT, _U32.pack(packets)
         case ResponderValidator(validator):
             number, contents = NUMBER_RESPONDER_VALIDATOR, validator
         case LocatorList(generation, methods, locators):
@@ -440,8 +442,6 @@ def _encode_option(option: Option) -> bytes:
             )
         case ParkTime(seconds):
             number, contents = NUMBER_PARK_TIME, _U32.pack(seconds)
-        case PayloadCount(packets):
-            number, contents = NUMBER_PAYLOAD_COUNT, _U32.pack(packets)
         case UnknownOption(number, critical, contents):
             pass
     length = len(contents)

@@ -350,12 +350,12 @@ def test_who_was_told_parked_or_ended_meanwhile_is_not_named() -> None:
 
 def test_a_message_goes_over_a_path_that_works_if_there_is_one() -> None:
     pair = crowd(2)
-    core, (one, two) = pair.alpha.engine._core, contexts(pair.alpha)
-    assert carrier_of(core, [one, two]) is one
+    one, two = contexts(pair.alpha)
+    assert carrier_of([one, two]) is one
     one.reap_state = ReapState.EXPLORING
-    assert carrier_of(core, [one, two]) is two
+    assert carrier_of([one, two]) is two
     two.reap_state = ReapState.EXPLORING
-    assert carrier_of(core, [one, two]) is one
+    assert carrier_of([one, two]) is one
 
 
 def test_another_list_is_not_changed() -> None:
