@@ -21,6 +21,7 @@ from m6proxy.errors import SetupError
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.steering.bystanders import look_once
 from m6proxy.steering.checks import Finding, Level
+from m6proxy.steering.marks import mark_writers
 
 _SLOWLY = "all packets go through NFQUEUE"
 
@@ -39,6 +40,7 @@ def check_fast_path(
         is_in_kernel = findings[-1].detail.startswith("bpf")
         if is_in_kernel:
             findings.append(_express(config))
+            findings += _marks(config)
         if is_in_kernel and DemuxMode.EXTHDR in config.demux:
             findings += _large_packets(offer)
     elif config.fast_path == "bpf":
@@ -116,6 +118,19 @@ def _express(config: Config) -> Finding:
     return Finding(
         what, Level.OK, f"off, packets go the ordinary way, because of {'; '.join(in_the_way)}"
     )
+
+
+def _marks(config: Config) -> Iterator[Finding]:
+    """Rules that undo what the programs decided."""
+    marking = replace(config.steering, mark_shift=config.mark_shift)
+    for rule in mark_writers(marking):
+        yield Finding(
+            "packet marks",
+            Level.WARNING,
+            f"a rule of table mangle writes our bits of it, {0xFF << config.mark_shift:#x}, and "
+            f"re-homed packets lose their way: {rule}",
+            "give that rule a mask without them, or move ours with routing.mark_shift",
+        )
 
 
 def _large_packets(offer: Offer) -> Iterator[Finding]:

@@ -211,3 +211,25 @@ def test_without_a_veth_pair_large_packets_in_mode_exthdr_are_slow(config: Confi
         with inside(name):
             (line,) = [line for line in said(config, ALL) if "large packets" in line]
     assert "an interface that is not ours has the name m6p-split" in line
+
+
+@pytest.mark.netns
+def test_rules_that_write_our_bits_of_the_mark_are_named(config: Config) -> None:
+    """As the usual recipes for two providers do: the decision of the programs would be lost."""
+    rules = {
+        "PREROUTING -j CONNMARK --restore-mark": True,
+        "PREROUTING -j CONNMARK --restore-mark --nfmask 0xffff --ctmask 0xffff": False,
+        "FORWARD -j MARK --set-mark 1": True,
+        "FORWARD -j MARK --set-mark 1/0xff": False,
+        "POSTROUTING -j MARK --or-mark 0x1000000": True,
+        "OUTPUT -j MARK --set-mark 1": False,
+    }
+    with Namespaces() as namespaces, inside(namespaces.add("g")):
+        for rule in rules:
+            run_line(f"ip6tables -t mangle -A {rule}")
+        lines = [line for line in said(config, probe()) if line.startswith("warn packet marks: ")]
+    assert len(lines) == sum(rules.values())
+    assert "our bits of it, 0xff000000" in lines[0]
+    assert [line.split("-A ")[1].split()[0] for line in lines] == [
+        rule.split()[0] for rule, is_named in rules.items() if is_named
+    ]
