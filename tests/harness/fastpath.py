@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
+from pyroute2 import IPRoute
+
 from m6proxy.dataplane.bpf import auxiliary, layout, syscall
 from m6proxy.dataplane.bpf.layout import (
     Counter,
@@ -26,6 +28,7 @@ from m6proxy.dataplane.bpf.layout import (
     SettingsFlag,
     SitePrefix,
 )
+from m6proxy.dataplane.bpf.links import Side, add_filter, ensure_clsact, tcx_works
 from m6proxy.dataplane.bpf.load import Loaded, load, read_object
 from m6proxy.dataplane.bpf.syscall import link_ids
 from m6proxy.dataplane.offloads import switch_offloads
@@ -42,6 +45,7 @@ _TCX_INGRESS, _TCX_EGRESS = 46, 47
 LAN: Final = "lan0"
 MTU: Final = 1500
 INGRESS, EGRESS = 46, 47
+_SIDES = {INGRESS: Side.INGRESS, EGRESS: Side.EGRESS}
 LABEL_MASK: Final = 0xFFFFF
 
 
@@ -54,6 +58,8 @@ class FastGateway:
         self.namespace = lab.namespace(self.node)
         self.loaded: Loaded = load(read_object())
         self._links: list[int] = []
+        self._with_clsact: list[int] = []
+        """Interfaces that got it from us: kernels before 6.6 have no tcx links."""
         with inside(self.namespace):
             self.uplinks = tuple(socket.if_nametoindex(each.interface) for each in site.uplinks)
             pair = auxiliary.ensure() if with_auxiliary else None
@@ -82,7 +88,13 @@ class FastGateway:
 
     def _attach(self, program: str, index: int, side: int) -> None:
         descriptor = self.loaded.programs[program].descriptor
-        self._links.append(syscall.link_create(descriptor, index, side))
+        if tcx_works():
+            self._links.append(syscall.link_create(descriptor, index, side))
+            return
+        with IPRoute() as route:
+            if ensure_clsact(route, index):
+                self._with_clsact.append(index)
+            add_filter(route, descriptor, program, index, _SIDES[side])
 
     def ip(self, *words: str) -> None:
         """Run ``ip -6`` in the gateway."""
@@ -139,6 +151,9 @@ class FastGateway:
         """Take the programs off; the interfaces end with the lab."""
         for link in self._links:
             os.close(link)
+        with inside(self.namespace), IPRoute() as route:
+            for index in self._with_clsact:
+                route.tc("del", kind="clsact", index=index)
         self.loaded.close()
 
 
@@ -162,7 +177,9 @@ def offload(lab: Lab, node: str, interface: str, *names: str, on: bool) -> None:
 
 
 def programs(lab: Lab, node: str) -> list[str]:
-    """What is at the interfaces of a node by tcx links."""
+    """What is at the interfaces of a node by tcx links; nothing where the kernel knows none."""
+    if not tcx_works():
+        return []
     with inside(lab.namespace(node)):
         return [
             f"{name} {kind}"

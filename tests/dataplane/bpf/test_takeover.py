@@ -25,7 +25,13 @@ from m6proxy.dataplane.bpf.maps import Map
 from m6proxy.dataplane.bpf.pins import PinFolder, mount_of, mounts
 from m6proxy.dataplane.bpf.takeover import Entry, install, remove_leftovers
 from m6proxy.errors import SetupError
-from tests.dataplane.bpf.trial import COUNT_ALL, COUNT_ALL_AGAIN, object_file, trial_object
+from tests.dataplane.bpf.trial import (
+    COUNT_ALL,
+    COUNT_ALL_AGAIN,
+    needs_tcx,
+    object_file,
+    trial_object,
+)
 from tests.steering.namespaces import Namespaces, inside, run, run_line, until
 
 pytestmark = pytest.mark.netns
@@ -69,6 +75,8 @@ def link() -> Iterator[Link]:
 def test_only_who_stands_behind_our_program_is_counted(
     link: Link, folder: Path, use_tcx: bool
 ) -> None:
+    if use_tcx:
+        needs_tcx()
     with inside(link.far):
         installed = install(trial_object(), folder, use_tcx=use_tcx)
         try:
@@ -100,6 +108,8 @@ class Holder:
     """A running ``holder.py`` in a namespace, as ``ip netns exec`` starts it."""
 
     def __init__(self, namespace: str, folder: Path, program: str, way: str) -> None:
+        if way == "tcx":
+            needs_tcx()
         module = "tests.dataplane.bpf.holder"
         self._process = subprocess.Popen(
             [

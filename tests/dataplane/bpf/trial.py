@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hatch_build import compile_bpf
+from m6proxy.dataplane.bpf.links import tcx_works
 from m6proxy.dataplane.bpf.load import BpfObject, Loaded, load, parse_object
 
 SOURCE = Path(__file__).with_name("trial.bpf.c")
@@ -37,6 +38,12 @@ def compiled(source: Path = SOURCE) -> bytes:
 def trial_object() -> BpfObject:
     """Return the object, parsed."""
     return parse_object(compiled(), "trial.bpf.o")
+
+
+def needs_tcx() -> None:
+    """Skip a test of tcx links on kernels before 6.6."""
+    if not tcx_works():
+        pytest.skip("this kernel has no tcx")
 
 
 @pytest.fixture
