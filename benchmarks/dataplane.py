@@ -175,13 +175,13 @@ def forwarded(line: Line, target: str, core: int, window_s: float) -> float:
     return (last - first) / (last_s - first_s)
 
 
-def tcp(line: Line, target: str, window_s: float) -> float:
+def tcp(line: Line, target: str, window_s: float, streams: int = STREAMS) -> float:
     """Bits per second of one TCP stream from a to b: the median of some that share the window.
 
     What a stream reaches depends on which of its ends the kernel puts on which core, and that
     stays as it is while the stream lasts.
     """
-    return statistics.median(_stream(line, target, window_s / STREAMS) for _ in range(STREAMS))
+    return statistics.median(_stream(line, target, window_s / streams) for _ in range(streams))
 
 
 def _stream(line: Line, target: str, window_s: float) -> float:
@@ -251,7 +251,8 @@ def measure_all(
             for variant, line in zip(variants, lines, strict=True):
                 found = {}
                 if not variant.flows:
-                    found["TCP"] = tcp(line, variant.target, arguments.window_s)
+                    streams = 1 if arguments.quick else STREAMS
+                    found["TCP"] = tcp(line, variant.target, arguments.window_s, streams)
                 if variant.host_gso:
                     found["forwarded"] = forwarded(line, variant.target, core, arguments.window_s)
                 for metric, value in found.items():

@@ -136,6 +136,11 @@ def test_what_many_had_to_leave_is_tried_last_for_a_while_or_for_good(
                 deadline_s=20,
                 what="three pairs have left isp1",
             )
+            eventually(
+                lambda: _is_calm(alpha) and _is_calm(beta),
+                deadline_s=20,
+                what="all searches are over: a probe over isp1 would say that it works",
+            )
             faults.restore(lab, "alpha.isp1")
             assert ping(lab, "a1", B1, "-c", "20", "-i", "1", deadline_s=40)
         established(lab, alpha, beta, peer=B2, node="a2")
@@ -146,6 +151,10 @@ def test_what_many_had_to_leave_is_tried_last_for_a_while_or_for_good(
                 lambda: alpha.locators(A2, B2) != (A2, B2), deadline_s=20, what="a path is found"
             )
             assert alpha.locators(A2, B2) == found
+
+
+def _is_calm(gateway: Gateway) -> bool:
+    return all(one["reap_state"] == "OPERATIONAL" for one in gateway.contexts())
 
 
 def _uplink_prefix(gateway: Gateway, local: str, peer: str) -> str:
