@@ -13,7 +13,6 @@ from m6proxy.daemon.express import interfaces
 from m6proxy.daemon.fastpath import too_many_uplinks
 from m6proxy.dataplane.bpf import auxiliary
 from m6proxy.dataplane.bpf.features import Offer, probe, try_programs
-from m6proxy.dataplane.bpf.layout import UPLINKS_MAX
 from m6proxy.dataplane.bpf.load import BpfObject, read_object
 from m6proxy.dataplane.offloads import harms, read_offloads
 from m6proxy.discovery.addressing import MapKind
@@ -98,8 +97,8 @@ def _choice(config: Config) -> Finding:
     if not config.manage_routes:
         why = "NFQUEUE, because bpf routes by marks and routing.manage is false"
         return Finding(what, level, why, "set routing.manage, or fast_path: off")
-    if len(config.uplinks) > UPLINKS_MAX:
-        why = f"NFQUEUE, because {too_many_uplinks(config)}"
+    if too_many := too_many_uplinks(config):
+        why = f"NFQUEUE, because {too_many}"
         return Finding(what, level, why, "have fewer uplinks, or set fast_path: off")
     return Finding(what, Level.OK, "bpf for usual packets, NFQUEUE for the others")
 
@@ -127,7 +126,7 @@ def _marks(config: Config) -> Iterator[Finding]:
         yield Finding(
             "packet marks",
             Level.WARNING,
-            f"a rule of table mangle writes our bits of it, {0xFF << config.mark_shift:#x}, and "
+            f"a rule of table mangle writes our bits of it, {marking.mark_bits:#x}, and "
             f"re-homed packets lose their way: {rule}",
             "give that rule a mask without them, or move ours with routing.mark_shift",
         )

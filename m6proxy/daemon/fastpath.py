@@ -32,8 +32,8 @@ def open_fast_path(config: Config) -> FastPath:
     try:
         if not config.manage_routes:
             raise SetupError("the fast path routes by marks, and routing.manage is false")
-        if len(config.uplinks) > UPLINKS_MAX:
-            raise SetupError(too_many_uplinks(config))
+        if too_many := too_many_uplinks(config):
+            raise SetupError(too_many)
         site = BpfSite(_wanted(config), config.bpf_folder)
     except SetupError as refused:
         if config.fast_path == "bpf":
@@ -48,7 +48,9 @@ def open_fast_path(config: Config) -> FastPath:
 
 
 def too_many_uplinks(config: Config) -> str:
-    """Why a site has uplinks that the programs have no mark for."""
+    """Say that the programs have no mark for some of the uplinks; empty when they have."""
+    if len(config.uplinks) <= UPLINKS_MAX:
+        return ""
     return f"the fast path has marks for {UPLINKS_MAX} uplinks, and there are {len(config.uplinks)}"
 
 

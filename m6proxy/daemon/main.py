@@ -100,7 +100,7 @@ class Daemon:
             queue_outbound=config.queue_outbound,
             queue_inbound=config.queue_inbound,
             flows=self._chain,
-            mark_bits=0xFF << config.mark_shift if self._fast.site is not None else 0,
+            mark_bits=steering.mark_bits,
         )
         self._bpf: BpfDataPlane | None = None
         if self._fast.site is not None:

@@ -22,7 +22,6 @@ from m6proxy.shim.context import Context
 from m6proxy.shim.demux import DemuxMode
 from m6proxy.wire.options import Option, PayloadCount, find
 
-_MAX_U32 = 0xFFFFFFFF
 ENOUGH: Final = 3
 """Packets. One or two can get lost in any mode."""
 
@@ -69,7 +68,7 @@ def sent(context: Context) -> tuple[PayloadCount, ...]:
     """Give the options of a Keepalive: how many packets went out, where a path could lose them."""
     if context.wire_addresses is None or context.mode is DemuxMode.EXTHDR:
         return ()
-    return (PayloadCount(context.packets_out & _MAX_U32),)
+    return (PayloadCount.of(context.packets_out),)
 
 
 def are_missed(context: Context, options: tuple[Option, ...]) -> bool:

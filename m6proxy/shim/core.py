@@ -51,7 +51,6 @@ from m6proxy.wire.message import (
 from m6proxy.wire.options import PayloadCount
 
 _WAKE = Wake()
-_MAX_U32 = 0xFFFFFFFF
 FAILBACK_PROBES_PER_S: Final = 500.0
 """Of all contexts together: when a provider is back, they return one after the other."""
 
@@ -165,9 +164,9 @@ class Core:
         self.icmp_limit = RateLimit(1000.0, 1000.0)
         self.errors_limit = RateLimit(10.0, 10.0)
         self.asks_untagged = settings.asks_for(DemuxMode.IDENTIFIER)
+        """Whether peers may send to locator-only addresses without a tag."""
         self.counts_payload = settings.demux[0] is not DemuxMode.EXTHDR
         """Whether packets may come in a mode that a path could lose (``arrivals``)."""
-        """Whether peers may send to locator-only addresses without a tag."""
         self.failback_limit = RateLimit(FAILBACK_PROBES_PER_S, FAILBACK_PROBES_PER_S)
         self.pace = Pace(settings.probes_per_s)
         self.history = UplinkHistory(fades=settings.failback is not FailbackMode.NEVER)
@@ -223,7 +222,7 @@ class Core:
         """Send a Probe over the pair that its first record names."""
         options: tuple[PayloadCount, ...] = ()
         if self.counts_payload and context.peer_features & MODES:
-            options = (PayloadCount(context.packets_arrived & _MAX_U32),)
+            options = (PayloadCount.of(context.packets_arrived),)
         octets = encode_probe(context.peer_tag, state, sent, received, options)
         src, dst, *_ = sent[0]
         self.effects.append(SendPacket(build_control_packet(src, dst, octets)))

@@ -139,16 +139,18 @@ def adopt_demux(core: Core, context: Context, options: tuple[Option, ...]) -> No
     """Send in the first mode that the peer asks for and our policy has; no option: no change."""
     asked = tuple(option for option in options if isinstance(option, Demux))
     if asked:
-        before, lost_on = context.peer_mode, context.unlabelled_route
-        _take_modes(core, context, asked, None)
-        if context.peer_mode is before and lost_on is not None:
-            context.unlabelled_route = lost_on  # who says it again knows no better path
-            lifecycle.refresh_path(core, context)
+        _take_modes(core, context, asked, None, lost_on=context.unlabelled_route)
 
 
 def _take_modes(
-    core: Core, context: Context, asked: tuple[Demux, ...], data: NameData | None
+    core: Core,
+    context: Context,
+    asked: tuple[Demux, ...],
+    data: NameData | None,
+    *,
+    lost_on: bytes | None = None,
 ) -> None:
+    """``lost_on``: the path that loses the mode so far; who asks for it again knows no better."""
     before = context.peer_mode
     context.peer_mode, context.peer_label = DemuxMode.EXTHDR, 0
     stand_in: Address | None = None
@@ -164,7 +166,8 @@ def _take_modes(
             stand_in = option.stand_in if mode is DemuxMode.IDENTIFIER else None
             break
     _take_stand_in(context, stand_in, data)
-    context.unlabelled_route = context.arrived = None
+    context.unlabelled_route = lost_on if context.peer_mode is before else None
+    context.arrived = None
     if before is DemuxMode.IDENTIFIER is not context.peer_mode:
         core.contexts.forget_untagged(context)
     if context.carries:

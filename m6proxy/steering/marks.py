@@ -25,14 +25,15 @@ _NEVER_FORWARDED: Final = ("-A INPUT ", "-A OUTPUT ")
 def mark_writers(settings: SteeringSettings) -> list[str]:
     """The rules of table mangle that do, as the kernel prints them, in the namespace of this
     thread; none when there is no iptables to ask."""
-    ours = 0xFF << (settings.mark_shift or 0)
     try:
         saved = run_program(["ip6tables-save", "-t", "mangle"]).splitlines()
     except SetupError:
         return []
     rules = [line for line in saved if line.startswith("-A ")]
     return [
-        rule for rule in rules if not rule.startswith(_NEVER_FORWARDED) and _written(rule) & ours
+        rule
+        for rule in rules
+        if not rule.startswith(_NEVER_FORWARDED) and _written(rule) & settings.mark_bits
     ]
 
 

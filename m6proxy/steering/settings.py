@@ -94,6 +94,11 @@ class SteeringSettings:
         shift = self.mark_shift or 0
         return f"{octet << shift:#x}/{mask << shift:#x}"
 
+    @property
+    def mark_bits(self) -> int:
+        """Which bits of a packet's mark are ours, 32 bits; 0 where nothing of ours marks any."""
+        return 0xFF << self.mark_shift if self.mark_shift is not None else 0
+
     def uplink_match(self, uplink: UplinkSettings) -> str:
         """The mark of packets that leave by an uplink, with its mask."""
         return self.mark(self._uplink_octet(uplink), _MARK_EITHER_MASK)

@@ -290,6 +290,11 @@ class PayloadCount:
     def __post_init__(self) -> None:
         _check_u32(self.packets)
 
+    @classmethod
+    def of(cls, packets: int) -> PayloadCount:
+        """Of so many packets, however many these are."""
+        return cls(packets & _MAX_U32)
+
 
 @dataclass(frozen=True, slots=True)
 class UnknownOption:
