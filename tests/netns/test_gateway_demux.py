@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from m6proxy.lab.build import Lab
+from m6proxy.lab.plan import CUSTOMER
+from m6proxy.lab.topology import provider_by_target
 from m6proxy.names import address
 from m6proxy.shim.forward import with_label
 from m6proxy.wire.ipv6 import build_packet
-from tests.harness.gateway import A1, B1, ping
+from tests.harness.gateway import A1, B1, PLANES, ping
 from tests.harness.netns import eventually, run_in
 from tests.harness.netns import lab as lab
+from tests.harness.stream import grows, streaming
 from tests.harness.upper import UNKNOWN, upper_layers
 from tests.netns.rehomed_pair import MODES, crosses, on_isp2, raw
 
@@ -71,3 +75,21 @@ def test_full_packets_pass_without_growth_and_are_refused_with_it(
         words = run_in(lab, "a1", "ip", "-6", "route", "get", B1).split()
         learned = int(words[words.index("mtu") + 1]) if "mtu" in words else 1500
         assert learned == fits
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=PLANES)
+def test_a_provider_that_drops_options_is_found_out(lab: Lab, tmp_path: Path, fast: bool) -> None:
+    """Probes pass it, and the peer's gateway says that nothing else does. Only to beta it drops."""
+    received = tmp_path / "received"
+    options = ("-m", "ipv6header", "--header", "dst", "--soft", "-j", "DROP")
+
+    def modes() -> list[str]:
+        found = alpha.context(A1, B1), beta.context(B1, A1)
+        return [context["demux"] for context in found if context is not None]
+
+    with on_isp2(lab, "dstopt", fast=fast) as (alpha, beta), streaming(lab, received):
+        grows(received, 50)
+        provider = provider_by_target("beta.isp2")
+        run_in(lab, provider, "ip6tables", "-I", "FORWARD", "-o", CUSTOMER, *options)
+        eventually(lambda: modes() == ["exthdr", "dstopt"], deadline_s=15, what="another mode")
+        grows(received, 50)
